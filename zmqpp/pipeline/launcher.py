@@ -1,0 +1,174 @@
+"""Starts a pipeline's stages on this host, watches them, and leaves none behind.
+
+with Launcher(plan, log_dir) as launcher:
+    launcher.start()
+    launcher.wait_ready(timeout_s=300)
+    ...                                  # call launcher.check() now and then
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from zmqpp.errors import ConfigError, LaunchError
+
+from zmqpp.pipeline.client import is_healthy
+from zmqpp.pipeline.events import EVENTS_VARIABLE, read_events
+from zmqpp.pipeline.guard import Guard
+from zmqpp.pipeline.plan import PipelinePlan
+from zmqpp.pipeline.process import StageProcess
+from zmqpp.pipeline.signals import StopSignals
+from zmqpp.pipeline.stage_log import clear_line
+from zmqpp.pipeline.state import StageState
+
+__all__ = ["Launcher"]
+
+_POLL_S = 0.1
+
+
+class Launcher:
+    """Owns: all processes of the pipeline while entered. Thread: the main thread.
+
+    While entered, SIGINT, SIGTERM and SIGHUP raise StopRequested once; leaving stops every stage, and a signal
+    during that stop cuts the grace short. If this process is killed outright, its guard ends the stages.
+    """
+
+    def __init__(self, plan: PipelinePlan, log_dir: Path, *, grace_s: float = 10.0) -> None:
+        self.plan = plan
+        self.states = [StageState(stage.index) for stage in plan.stages]
+        self._log_dir = log_dir
+        self._grace_s = grace_s
+        self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
+        self._events_path = log_dir / "events.jsonl"
+        self._events_offset = 0
+        self._signals = StopSignals()
+        self._guard = Guard(grace_s)
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Launcher:
+        with ExitStack() as entering:
+            entering.enter_context(_own_log_dir(self._log_dir))
+            entering.enter_context(self._signals)
+            with self._signals.held():
+                entering.enter_context(self._guard)
+            self._resources = entering.pop_all()
+        return self
+
+    def start(self) -> None:
+        """Start every stage at once: they find one another in any order."""
+        self._events_path.write_bytes(b"")
+        for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
+            with self._signals.held():
+                state.started_s = time.time()
+                environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
+                self._guard.watch(process.start(stage.command(), environment))
+
+    def check(self) -> bool:
+        """Take in what the stages told since the last call; True when something changed. Never blocks.
+
+        Raises:
+            LaunchError: a stage failed or ended: which, its exit code, its reason, its log.
+        """
+        ended = [process.exit_code() is not None for process in self._processes]
+        changed = self._read_events()  # After the exit codes: a stage says why just before it ends.
+        # One failure takes the neighbours down: the first that gave a reason of its own is the cause.
+        failed = sorted(
+            (state for state in self.states if state.phase == "failed"), key=lambda state: state.settled_s or 0
+        )
+        culprits = failed or [state for state in self.states if ended[state.index]]
+        if culprits:
+            raise self._failure(culprits[0], self._processes[culprits[0].index])
+        return changed
+
+    def watch(self, timeout_s: float) -> Iterator[Sequence[StageState]]:
+        """Yield the states about ten times a second until all are ready and stage 0 answers on /health.
+
+        Raises:
+            LaunchError: see `check`; also when `timeout_s` passed first.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.check()
+            yield self.states
+            if all(state.phase == "ready" for state in self.states) and is_healthy(self.plan.api.url):
+                return
+            if time.monotonic() > deadline:
+                raise LaunchError(self._too_slow(timeout_s))
+            time.sleep(_POLL_S)
+
+    def wait_ready(self, timeout_s: float, on_poll: Callable[[Sequence[StageState]], None] | None = None) -> None:
+        """Block until the pipeline serves requests; raises as `watch` does."""
+        for states in self.watch(timeout_s):
+            if on_poll is not None:
+                on_poll(states)
+
+    def stop(self) -> None:
+        """Stop every stage: SIGTERM to all, then, after the grace, SIGKILL to what is left. Idempotent."""
+        self._signals.mute()
+        received = self._signals.count
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + self._grace_s
+        while not all(process.is_gone() for process in self._processes):
+            if time.monotonic() > deadline or self._signals.count > received:
+                break
+            time.sleep(0.05)
+        for process in self._processes:
+            process.reap()
+        self._read_events()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._resources:
+            self.stop()
+
+    def _read_events(self) -> bool:
+        events, self._events_offset = read_events(str(self._events_path), self._events_offset)
+        for event in events:
+            if 0 <= event.get("stage", -1) < len(self.states):
+                self.states[event["stage"]].apply(event)
+        return bool(events)
+
+    def _failure(self, state: StageState, process: StageProcess) -> LaunchError:
+        code = process.exit_code()
+        state.fail(clear_line(process.log_path))
+        how = (
+            "failed" if code is None else f"ended (exit code {code})" if code >= 0 else f"was killed by signal {-code}"
+        )
+        return LaunchError(f"stage {state.index} {how}: {state.reason}; its log is {process.log_path}")
+
+    def _too_slow(self, timeout_s: float) -> str:
+        late = [f"stage {state.index} is {state.phase}" for state in self.states if state.phase != "ready"]
+        what = ", ".join(late) or f"stage 0 does not answer on {self.plan.api.url}/health"
+        return f"not ready after {timeout_s:g} s: {what}; the logs are in {self._log_dir}"
+
+
+@contextmanager
+def _own_log_dir(path: Path) -> Iterator[None]:
+    """Create the folder and hold it, so that two pipelines do not write the same logs."""
+    try:
+        if not path.exists():
+            path.mkdir(parents=True)
+            (path / ".gitignore").write_text("*\n")
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(f"log folder {path}: {error.strerror}") from error
+    try:
+        _lock(folder, path)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"log folder {path} is in use by another pipeline; choose another with --log-dir") from None

@@ -1,0 +1,82 @@
+"""One stage's process: started in a session of its own, stopped together with all it has started. Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from zmqpp.pipeline.session import kill_session, session_members, signal_process
+
+__all__ = ["StageProcess"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class StageProcess:
+    """Owns: the process and everything in its session, until `reap`. Thread: the main thread only,
+    because the parent-death signal is sent when the *thread* that started the child ends (prctl(2)).
+    """
+
+    def __init__(self, log_path: Path) -> None:
+        self.log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exit_code: int | None = None
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Start it with its output in the log; returns its pid, which is its session's id too."""
+        with open(self.log_path, "wb") as log:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+            )
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs, else its exit status (-N: killed by signal N). Never blocks, does not reap."""
+        if self._exit_code is None and self._process is not None:
+            # WNOWAIT leaves a zombie, which keeps pid and session id ours (see session.py).
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                self._exit_code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return self._exit_code
+
+    def terminate(self) -> None:
+        """Ask it to stop in order: SIGTERM to the process itself, which passes it on as it sees fit."""
+        if self._process is not None and self.exit_code() is None:
+            signal_process(self._process.pid, signal.SIGTERM)
+
+    def is_gone(self) -> bool:
+        """True when nothing of its session runs any more."""
+        return self._process is None or (self.exit_code() is not None and not session_members(self._process.pid))
+
+    def reap(self) -> None:
+        """Kill what is left of the session, then collect the exit status. Idempotent."""
+        if self._process is None:
+            return
+        kill_session(self._process.pid)
+        self.exit_code()
+        self._process.wait()
+        self._process = None
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """What runs in the child between fork and exec: SIGTERM for it when its parent dies."""
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def set_death_signal() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        # The parent may have died before the call; then no signal will come.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return set_death_signal

@@ -1,0 +1,43 @@
+"""Processes of a session, seen through /proc: a stage and all it has started. Linux only.
+
+A stage leads a session of its own, so its session id is its pid. The leader must not be reaped
+before its session has been emptied: as a zombie it keeps its pid from being given to a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["kill_session", "session_members", "signal_process"]
+
+
+def session_members(session: int) -> list[int]:
+    """Pids of the live processes in `session`; zombies do not count."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _lives_in(int(name), session)]
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL everything in `session`, also what is started meanwhile; returns when none is left running."""
+    while members := session_members(session):
+        for pid in members:
+            signal_process(pid, signal.SIGKILL)
+
+
+def signal_process(pid: int, signum: int) -> None:
+    """Send a signal; a process that is gone already is no error."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass
+
+
+def _lives_in(pid: int, session: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return False
+    # "pid (name) state ppid pgrp session ...": the name may hold spaces and parentheses (proc(5)).
+    state, _ppid, _group, member_of = stat[stat.rindex(b")") + 2 :].split()[:4]
+    return int(member_of) == session and state not in (b"Z", b"X")

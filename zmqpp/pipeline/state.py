@@ -1,0 +1,76 @@
+"""What is known of one stage, as its events come in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["StageState"]
+
+
+@dataclass
+class StageState:
+    """One stage as the launcher sees it. `phase` is one of starting, waiting, loading, loaded, ready, failed, stopped."""
+
+    index: int
+    phase: str = "starting"
+    waiting_for: str = ""
+    start_layer: int | None = None
+    end_layer: int | None = None
+    total_layers: int | None = None
+    parameters: int | None = None
+    size_bytes: int | None = None
+    reason: str = ""
+    sent_bytes: int | None = None
+    received_bytes: int | None = None
+    steps: int | None = None
+    started_s: float = field(default_factory=time.time)
+    settled_s: float | None = None
+    """When it became ready or failed; unix seconds."""
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Take in one event; unknown events and fields are left for later releases."""
+        phase = str(event.get("event", ""))
+        if (
+            phase in ("starting", "waiting", "loading", "loaded", "ready", "failed", "stopped")
+            and self.phase != "failed"
+        ):
+            self.phase = phase
+        self.waiting_for = str(event.get("for", "")) if phase == "waiting" else ""
+        for name in (
+            "start_layer",
+            "end_layer",
+            "total_layers",
+            "parameters",
+            "reason",
+            "sent_bytes",
+            "received_bytes",
+            "steps",
+        ):
+            if name in event:
+                setattr(self, name, event[name])
+        if "bytes" in event:
+            self.size_bytes = event["bytes"]
+        if phase in ("ready", "failed") and self.settled_s is None:
+            self.settled_s = float(event.get("t", time.time()))
+
+    def fail(self, reason: str) -> None:
+        """Its process ended; a reason it gave itself stays."""
+        self.phase = "failed"
+        self.reason = self.reason or reason
+        self.settled_s = time.time()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from start to ready or failed, or until now."""
+        return max(0.0, (self.settled_s or time.time()) - self.started_s)
+
+    @property
+    def layers(self) -> str:
+        """`0-4 of 8`, half-open, or nothing while unknown."""
+        if self.start_layer is None or self.end_layer is None:
+            return ""
+        of = f" of {self.total_layers}" if self.total_layers is not None else ""
+        return f"{self.start_layer}-{self.end_layer}{of}"
