@@ -1,0 +1,56 @@
+"""The `zmqpp` command. Each subcommand has a file of its own with `add_to(subparsers)` and `run(arguments)`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from zmqpp.errors import ConfigError, ZmqppError
+
+from zmqpp.cli import demo
+from zmqpp.pipeline.signals import StopRequested
+from zmqpp.version import __version__
+
+__all__ = ["main"]
+
+# Exit codes: 1 the pipeline failed, 2 the user's mistake, 128+N stopped by signal N, as shells have it.
+_FAILED, _USAGE = 1, 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A mistake costs one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code, never raises on a foreseeable mistake."""
+    parser = OneLineParser(prog="zmqpp", description="Pipeline parallelism for vLLM over ZeroMQ.")
+    parser.add_argument("--version", action="version", version=f"zmqpp {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    demo.add_to(subparsers)
+    try:
+        parsed = parser.parse_args(arguments)
+        return int(parsed.run(parsed))
+    except ConfigError as error:
+        return _say(error, _USAGE)
+    except ZmqppError as error:
+        return _say(error, _FAILED)
+    except StopRequested as stop:
+        return _say(stop, 128 + stop.signum)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _say(error: BaseException, code: int) -> int:
+    print(f"zmqpp: {error}", file=sys.stderr)
+    return code

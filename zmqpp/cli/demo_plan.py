@@ -1,0 +1,146 @@
+"""From the demo's options to a plan: checks what the user gave, chooses what was left open."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from zmqpp.errors import ConfigError
+
+from zmqpp.layers import LayerRange, check_contiguous, even_ranges
+from zmqpp.models import docs_llama
+from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
+from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
+
+__all__ = ["demo_plan"]
+
+_HOST = "127.0.0.1"
+_MAX_MODEL_LEN = 1024
+_KV_CACHE_BYTES = 256 * 1024 * 1024
+
+
+def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
+    """The plan for `zmqpp demo`.
+
+    Raises:
+        ConfigError: what is wrong with which option, before anything is started.
+    """
+    model = Path(arguments.model) if arguments.model else docs_llama()
+    ranges = _ranges(arguments.ranges)
+    stages = _stages(arguments.stages, len(ranges))
+    _check_layers(model, stages, ranges)
+    if not 1 <= arguments.max_tokens < _MAX_MODEL_LEN:
+        raise ConfigError(f"--max-tokens {arguments.max_tokens}: must lie within 1..{_MAX_MODEL_LEN - 1}")
+    devices = _devices()
+    return PipelinePlan(
+        model=str(model),
+        total=stages,
+        base_port=_base_port(arguments.base_port, stages),
+        api=ApiEndpoint(_HOST, _api_port(arguments.port), model.resolve().name),
+        ranges=ranges,
+        arguments=_vllm_arguments(stages, len(devices)),
+        environments=[_environment(index, stages, devices) for index in range(stages)],
+        host=_HOST,
+    )
+
+
+def _ranges(texts: list[str] | None) -> list[LayerRange]:
+    return [LayerRange.parse(part) for text in texts or [] for part in text.split(",")]
+
+
+def _stages(asked: int | None, ranges: int) -> int:
+    if asked is None:
+        return ranges or 2
+    if ranges and ranges != asked:
+        raise ConfigError(f"--stages {asked} but {ranges} ranges: give one range per stage, or leave --stages out")
+    if asked < 2:
+        raise ConfigError(f"--stages {asked}: a pipeline needs at least 2 stages")
+    return asked
+
+
+def _check_layers(model: Path, stages: int, ranges: list[LayerRange]) -> None:
+    total = _config(model).get("num_hidden_layers")
+    if not isinstance(total, int):
+        return  # Not a local Llama-like model: its stages check for themselves.
+    if ranges:
+        check_contiguous(ranges, total)
+    else:
+        even_ranges(total, stages)
+
+
+def _config(model: Path) -> Mapping[str, Any]:
+    """The model's config.json; empty for a name to be looked up elsewhere."""
+    if not model.is_dir():
+        if model.is_absolute() or str(model).startswith(".") or model.is_file():
+            raise ConfigError(f"--model {model}: no such folder")
+        return {}
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {model}: its config.json cannot be read ({error})") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _base_port(asked: int | None, stages: int) -> int:
+    if asked is None:
+        return free_base_port(stages, _HOST)
+    if not 1 <= asked <= 65535 - stages:
+        raise ConfigError(
+            f"--base-port {asked}: {stages} stages need ports {asked} to {asked + stages} within 1..65535"
+        )
+    for port in [*range(asked, asked + stages - 1), asked + stages]:
+        check_port_free(_HOST, port, "--base-port")
+    return asked
+
+
+def _api_port(asked: int | None) -> int:
+    if asked is None:
+        return free_port(_HOST)
+    if not 1 <= asked <= 65535:
+        raise ConfigError(f"--port {asked}: must lie within 1..65535")
+    check_port_free(_HOST, asked, "--port")
+    return asked
+
+
+def _vllm_arguments(stages: int, devices: int) -> tuple[str, ...]:
+    common = ("--enforce-eager", "--max-model-len", str(_MAX_MODEL_LEN), "--max-num-seqs", "16")
+    sized = (*common, "--kv-cache-memory-bytes", str(_KV_CACHE_BYTES))
+    if not devices:
+        return sized
+    # vLLM refuses to start on a GPU with less free memory than this share, though the cache's size is given.
+    sharing = -(-stages // devices)
+    return (*sized, "--gpu-memory-utilization", f"{0.5 / sharing:.3f}")
+
+
+def _environment(index: int, stages: int, devices: list[str]) -> dict[str, str]:
+    """The stage's own share of this machine; what the user has set stays."""
+    wanted = {"VLLM_NO_USAGE_STATS": "1"}
+    if devices:
+        wanted["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+        return wanted
+    cores = len(os.sched_getaffinity(0))
+    wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // stages))}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _devices() -> list[str]:
+    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none when the vLLM installed is the CPU's."""
+    try:
+        if "cpu" in version("vllm"):
+            return []
+    except PackageNotFoundError:
+        raise ConfigError("vLLM is not installed in this environment; run `make build`, or pip install vllm") from None
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
