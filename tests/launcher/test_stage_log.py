@@ -21,6 +21,7 @@ from zmqpp.pipeline.stage_log import clear_line
             "OSError: no config.json",
         ),
         ("Traceback (most recent call last):\nzmqpp.errors.LayerRangeError: gap: layers 3-4\nbye\n", "zmqpp.errors.LayerRangeError: gap: layers 3-4"),
+        ("zmqpp: error: stage 1: port 5 is in use\nSystemExit: 1\nzmqpp: warning: x\n", "stage 1: port 5 is in use"),
         ("\x1b[31mValueError: red\x1b[0m\n", "ValueError: red"),
     ],
 )

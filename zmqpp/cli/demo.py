@@ -96,7 +96,7 @@ def _show_loading(launcher: Launcher, console: Console, timeout_s: float) -> Non
     from zmqpp.pipeline.display import StageDisplay
 
     plan = launcher.plan
-    console.print(f"[bold]{plan.api.model_name}[/] in {plan.total} stages, ports {_ports(plan)}", soft_wrap=True)
+    console.print(f"[bold]{plan.api.model_name}[/] in {plan.total} stages on ports {_ports(plan)}", soft_wrap=True)
     started = time.monotonic()
     with StageDisplay(console) as display:
         try:
@@ -107,19 +107,18 @@ def _show_loading(launcher: Launcher, console: Console, timeout_s: float) -> Non
 
 
 def _ports(plan: PipelinePlan) -> str:
-    return f"{plan.base_port}-{plan.base_port + plan.total - 2} forward, {plan.return_port} return"
+    return ", ".join(str(stage.bind_port) for stage in plan.stages)
 
 
 def _complete(launcher: Launcher, console: Console, arguments: argparse.Namespace) -> None:
     """Print the prompt, then each piece as it comes."""
     console.print(arguments.prompt, style="bold", end="", markup=False, soft_wrap=True)
-    started, pieces = time.monotonic(), 0
+    started, first_s = time.monotonic(), 0.0
     for piece in _watched(launcher, arguments):
-        pieces += 1
+        first_s = first_s or time.monotonic() - started
         console.out(piece, end="", highlight=False)
         console.file.flush()
-    seconds = time.monotonic() - started
-    console.print(f"\n\n{pieces} pieces in {seconds:.2f} s ({pieces / seconds:.0f} a second)", style="dim")
+    console.print(f"\n\nfirst word after {first_s:.2f} s, all after {time.monotonic() - started:.2f} s\n", style="dim")
 
 
 def _watched(launcher: Launcher, arguments: argparse.Namespace) -> Iterator[str]:

@@ -142,7 +142,8 @@ class Launcher:
         how = (
             "failed" if code is None else f"ended (exit code {code})" if code >= 0 else f"was killed by signal {-code}"
         )
-        return LaunchError(f"stage {state.index} {how}: {state.reason}; its log is {process.log_path}")
+        reason = state.reason.removeprefix(f"stage {state.index}: ")
+        return LaunchError(f"stage {state.index} {how}: {reason}; its log is {process.log_path}")
 
     def _too_slow(self, timeout_s: float) -> str:
         late = [f"stage {state.index} is {state.phase}" for state in self.states if state.phase != "ready"]

@@ -14,17 +14,20 @@ _PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Failure|Timeout|Exit)\b(: .+)?$")
 _USAGE = re.compile(r"^[\w./ -]*: error: .+$")
+# How zmqpp itself ends: one line, made for people.
+_OURS = re.compile(r"^zmqpp: (?!warning)(error: )?")
 # True, but the effect of something said earlier in the same log.
 _CONSEQUENCE = ("Engine core initialization failed", "Engine process failed to start", "EngineCore encountered")
 
 
 def clear_line(path: Path) -> str:
-    """The last exception or usage error in the log, else its last line; never empty."""
+    """Our own last word in the log, else its last exception or usage error, else its last line; never empty."""
     lines = [_bare(line) for line in _tail(path).splitlines()]
     lines = [line for line in lines if line.strip()]
+    ours = [_OURS.sub("", line) for line in lines if _OURS.match(line)]
     telling = [line for line in lines if _EXCEPTION.match(line) or _USAGE.match(line)]
     causes = [line for line in telling if not any(words in line for words in _CONSEQUENCE)]
-    chosen = causes or telling or lines
+    chosen = ours or causes or telling or lines
     return chosen[-1][:_MAX_LINE].strip() if chosen else "nothing in its log"
 
 
