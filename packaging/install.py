@@ -151,7 +151,7 @@ def _pip(venv: Path) -> list[str]:
 
 
 def check_python() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  whoever runs this may well be older
         raise InstallError(
             f"Python 3.11 or newer is needed, this is {platform.python_version()} ({sys.executable}); "
             "name another one: make PYTHON=python3.12 ..."

@@ -15,7 +15,7 @@ from zmqpp.pipeline.plan import PipelinePlan
 from zmqpp.pipeline.signals import StopRequested
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_pipeline import fake_pipeline  # noqa: E402
+from fake_pipeline import fake_pipeline
 
 
 def outcome(*arguments: str) -> int:

@@ -18,8 +18,8 @@ from zmqpp.pipeline.client import Completion, stream_completion
 from zmqpp.pipeline.launcher import Launcher
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_pipeline import fake_pipeline  # noqa: E402
-from fake_stage import TEXT  # noqa: E402
+from fake_pipeline import fake_pipeline
+from fake_stage import TEXT
 
 MARK = "ZMQPP_TEST_MARK"
 
@@ -130,7 +130,7 @@ def is_stage(pid: int, index: int) -> bool:
 def test_slow_stage_fails_after_the_timeout_with_its_state(tmp_path: Path) -> None:
     with Launcher(fake_pipeline("ok", "slow"), tmp_path / "logs") as launcher:
         launcher.start()
-        with pytest.raises(LaunchError, match="not ready after 1.5 s: stage 1 is loading"):
+        with pytest.raises(LaunchError, match=r"not ready after 1\.5 s: stage 1 is loading"):
             launcher.wait_ready(1.5)
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zmqpp.errors import ConfigError
 
@@ -27,7 +27,7 @@ __all__ = ["add_to", "run"]
 DEFAULT_PROMPT = 'The "try" statement specifies'
 
 
-def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="start a pipeline on this machine and complete a prompt",
