@@ -1,0 +1,44 @@
+// A wake-up that can sit in a poll set: an eventfd.
+//
+// Owns: one file descriptor. Blocks? never. Thread: signal() from any thread, drain() from the one that polls.
+// Errors: the constructor throws kResource when the process is out of descriptors.
+#pragma once
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace zmqpp {
+
+class Event {
+ public:
+  Event() : fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (fd_ < 0) throw Error(Code::kResource, "open", std::string("no eventfd: ") + std::strerror(errno));
+  }
+  ~Event() { ::close(fd_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  int fd() const { return fd_; }
+
+  void signal() noexcept {
+    const std::uint64_t one = 1;
+    // EAGAIN means the counter is full, so the poller will wake anyway.
+    [[maybe_unused]] const auto written = ::write(fd_, &one, sizeof one);
+  }
+
+  void drain() noexcept {
+    std::uint64_t count = 0;
+    [[maybe_unused]] const auto taken = ::read(fd_, &count, sizeof count);
+  }
+
+ private:
+  int fd_;
+};
+
+}  // namespace zmqpp

@@ -1,0 +1,24 @@
+#include "bind/register.h"
+#include "bind/wait.h"
+#include "engine/ticket.h"
+
+namespace zmqpp::bind {
+
+namespace py = pybind11;
+using engine::SendTicket;
+
+void register_tickets(py::module_& m) {
+  py::class_<SendTicket, std::shared_ptr<SendTicket>>(m, "SendTicket")
+      .def("is_copied", &SendTicket::is_copied)
+      .def("is_sent", &SendTicket::is_sent)
+      .def("is_settled", &SendTicket::is_settled)
+      .def("wait_copied",
+           [](SendTicket& ticket, double timeout_s) {
+             return wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& d) { return ticket.wait_copied(d); });
+           })
+      .def("wait_sent", [](SendTicket& ticket, double timeout_s) {
+        return wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& d) { return ticket.wait_sent(d); });
+      });
+}
+
+}  // namespace zmqpp::bind

@@ -1,0 +1,72 @@
+#include "engine/assembly.h"
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "wire/manifest.h"
+
+namespace zmqpp::engine {
+namespace {
+
+[[noreturn]] void out_of_order(const std::string& detail) {
+  throw Error(Code::kSequence, "receive", detail + "; messages were lost or two senders share the address");
+}
+
+std::string manifest_of(net::Message& body, const wire::DictBody& parts) {
+  return std::string(reinterpret_cast<const char*>(body.bytes()) + parts.manifest_offset, parts.manifest_size);
+}
+
+}  // namespace
+
+void Assembly::check_order(const wire::Head& head) {
+  if (next_sequence_ == 0) {
+    if (head.kind != wire::Kind::kHello) out_of_order(std::string("a session began with a ") + kind_name(head.kind));
+    session_ = head.session;
+  } else if (head.kind == wire::Kind::kHello || head.session != session_) {
+    out_of_order("another session began in the middle of this one");
+  }
+  if (head.sequence != next_sequence_) {
+    out_of_order("message " + std::to_string(head.sequence) + " came where " + std::to_string(next_sequence_) +
+                 " was expected");
+  }
+  ++next_sequence_;
+}
+
+std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message body) {
+  if (open_) out_of_order("a dict began before the chunks of the last one were complete");
+  const bool inline_payload = (head.flags & wire::kFlagInline) != 0;
+  const wire::DictBody parts = wire::split_dict_body(body.bytes(), body.size(), head.total, inline_payload);
+  Dict dict{.manifest = manifest_of(body, parts), .block = nullptr, .tag = head.tag, .epoch = head.epoch};
+  if (head.total > 0) dict.block = memory::ReceiveBlock::make(head.total);
+  if (head.total > 0 && !inline_payload) {
+    open_ = std::move(dict);
+    filled_ = 0;
+    return std::nullopt;
+  }
+  if (head.total > 0) {
+    std::memcpy(dict.block->bytes(), body.bytes() + parts.payload_offset, head.total);
+    add(stats_.copies_in);
+  }
+  return dict;
+}
+
+std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message body) {
+  if (!open_) out_of_order("a chunk came without its dict");
+  if (head.total != open_->block->size() || head.offset != filled_ || head.tag != open_->tag ||
+      head.epoch != open_->epoch) {
+    throw Error(Code::kMalformed, "receive",
+                "chunk at " + std::to_string(head.offset) + " of " + std::to_string(head.total) +
+                    " does not continue the dict, which has " + std::to_string(filled_) + " of " +
+                    std::to_string(open_->block->size()) + " bytes");
+  }
+  std::memcpy(open_->block->bytes() + head.offset, body.bytes(), head.body_size);
+  add(stats_.copies_in);
+  add(stats_.chunks_received);
+  filled_ += head.body_size;
+  if (filled_ < head.total) return std::nullopt;
+  return std::exchange(open_, std::nullopt);
+}
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,34 @@
+// Puts messages of one session together and checks that none is missing, repeated or foreign.
+//
+// Owns: the dict being assembled. Blocks? never. Thread: the receiver's.
+// Errors: kSequence (gap, repeat, other session, no hello), kMalformed (chunks that do not fit their dict), kResource.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "engine/inbox.h"
+#include "engine/stats.h"
+#include "wire/head.h"
+
+namespace zmqpp::engine {
+
+class Assembly {
+ public:
+  explicit Assembly(Stats& stats) : stats_(stats) {}
+
+  void check_order(const wire::Head& head);
+
+  // A dict or chunk message; returns the dict when it is complete.
+  std::optional<Dict> take_dict(const wire::Head& head, net::Message body);
+  std::optional<Dict> take_chunk(const wire::Head& head, net::Message body);
+
+ private:
+  Stats& stats_;
+  std::uint64_t session_ = 0;
+  std::uint64_t next_sequence_ = 0;
+  std::optional<Dict> open_;      // waits for chunks
+  std::uint64_t filled_ = 0;      // bytes of it that came
+};
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,78 @@
+#include "engine/budget.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "wire/constants.h"
+
+namespace zmqpp::engine {
+namespace {
+
+constexpr std::size_t kSmallBody = 4096;  // 256 of them (the send high-water mark) are 1 MiB: not worth tracking
+
+// Lies in front of the bytes of a large body.
+struct Lease {
+  Budget* budget;
+  std::size_t bytes;
+};
+
+void end_lease(void*, void* hint) {
+  auto* lease = static_cast<Lease*>(hint);
+  lease->budget->release(lease->bytes, 0);
+  std::free(lease);
+}
+
+}  // namespace
+
+bool Budget::acquire(std::size_t bytes, const Deadline& slice) {
+  std::unique_lock lock(mutex_);
+  const auto room = [&] {
+    return error_ || items_ == 0 || (items_ < max_items_ && bytes_ + bytes <= max_bytes_);
+  };
+  if (!freed_.wait_until(lock, slice.at(), room)) return false;
+  if (error_) throw *error_;
+  bytes_ += bytes;
+  ++items_;
+  return true;
+}
+
+void Budget::take(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  bytes_ += bytes;
+  ++items_;
+}
+
+void Budget::release(std::size_t bytes, std::size_t items) noexcept {
+  const std::lock_guard lock(mutex_);
+  bytes_ -= bytes;
+  items_ -= items;
+  freed_.notify_all();
+}
+
+void Budget::fail(const Error& error) {
+  const std::lock_guard lock(mutex_);
+  if (!error_) error_ = error;
+  freed_.notify_all();
+}
+
+Error Budget::timeout_error(double waited_s) const {
+  const std::lock_guard lock(mutex_);
+  return Error(Code::kPoolTimeout, "send",
+               "the send queue stayed full for " + std::to_string(waited_s) + " s: it holds " +
+                   std::to_string(items_) + " messages, " + std::to_string(bytes_) + " of " +
+                   std::to_string(max_bytes_) + " bytes; the receiver is slower than the sender");
+}
+
+BudgetedMessage make_body(std::size_t size, Budget& budget) {
+  if (size <= kSmallBody) return {net::Message(size), size};
+  const std::size_t front = wire::align_up(sizeof(Lease));
+  auto* memory = static_cast<std::uint8_t*>(std::malloc(front + size));
+  if (memory == nullptr) {
+    budget.release(size, 1);
+    throw Error(Code::kResource, "send", "no memory for a message of " + std::to_string(size) + " bytes");
+  }
+  auto* lease = new (memory) Lease{&budget, size};
+  return {net::Message(memory + front, size, end_lease, lease), 0};
+}
+
+}  // namespace zmqpp::engine

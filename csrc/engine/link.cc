@@ -1,0 +1,194 @@
+#include "engine/link.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <utility>
+
+#include "wire/manifest.h"
+
+namespace zmqpp::engine {
+
+Link::Link(Options options)
+    : options_(std::move(options)),
+      owner_(::getpid()),
+      budget_(options_.queue_bytes, options_.queue_items),
+      inbox_(options_.receive_limit_bytes, kMaxControls, receiver_wake_, stats_),
+      context_(std::make_unique<net::Context>(2)) {
+  if (!options_.bind.empty()) {
+    pool_ = std::make_unique<memory::Pool>(options_.chunk_bytes, options_.pool_chunks, sender_wake_);
+    sender_ = std::make_unique<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
+  }
+  if (!options_.connect.empty()) {
+    receiver_ =
+        std::make_unique<Receiver>(*context_, options_, inbox_, receiver_wake_, sender_.get(), budget_, stats_);
+  }
+}
+
+Link::~Link() {
+  close(0);
+}
+
+// After a fork the threads are not here: what they used can neither be joined nor destroyed.
+std::shared_ptr<Link> open_link(Options options) {
+  if (options.relay != Relay::kNone && (options.bind.empty() || options.connect.empty())) {
+    throw Error(Code::kConfig, "open", "a relay needs both `bind` and `connect`");
+  }
+  const pid_t owner = ::getpid();
+  return std::shared_ptr<Link>(new Link(std::move(options)), [owner](Link* link) {
+    if (::getpid() == owner) delete link;
+  });
+}
+
+std::string Link::bound() const { return sender_ ? sender_->bound() : ""; }
+
+bool Link::reserve(std::size_t bytes, const Deadline& slice) {
+  check_usable();
+  sending_half();
+  return budget_.acquire(bytes, slice);
+}
+
+void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send) {
+  BudgetedMessage copy = make_body(size, budget_);
+  std::memcpy(copy.message.bytes(), body, size);
+  Outgoing item;
+  item.route = send.route;
+  item.tag = send.tag;
+  item.epoch = epoch_;
+  item.body = std::move(copy.message);
+  item.held_bytes = copy.held_bytes;
+  item.deadline = send.deadline;
+  sending_half().push(std::move(item));
+}
+
+std::size_t Link::reservation(const std::string& manifest, const std::vector<Span>& payload) const {
+  const std::uint64_t total = payload_size(payload);
+  check_sizes(manifest, total);
+  const std::size_t front = wire::kManifestPrefix + manifest.size();
+  return is_inline(total) ? wire::align_up(front) + total : front + total;
+}
+
+SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send) {
+  const std::uint64_t total = payload_size(payload);
+  const bool inline_payload = is_inline(total);
+  const auto manifest_size = static_cast<std::uint32_t>(manifest.size());
+  const std::size_t front = wire::kManifestPrefix + manifest.size();
+  const std::size_t body_size = inline_payload ? wire::align_up(front) + total : front;
+  BudgetedMessage body = make_body(body_size, budget_);
+  std::uint8_t* out = body.message.bytes();
+  std::memcpy(out, &manifest_size, sizeof manifest_size);
+  std::memcpy(out + wire::kManifestPrefix, manifest.data(), manifest.size());
+  Outgoing item;
+  item.kind = wire::Kind::kDict;
+  item.tag = send.tag;
+  item.epoch = epoch_;
+  item.total = total;
+  item.ticket = std::make_shared<SendTicket>();
+  item.deadline = send.deadline;
+  item.held_bytes = body.held_bytes;
+  if (inline_payload) {
+    item.flags = wire::kFlagInline;
+    std::memset(out + front, 0, wire::align_up(front) - front);
+    add(stats_.copies_out, PayloadReader(payload).copy_next(out + wire::align_up(front), total));
+    item.ticket->mark_copied();
+  } else {
+    item.held_bytes += total;
+    item.payload = std::move(payload);
+  }
+  item.body = std::move(body.message);
+  SendTicketPtr ticket = item.ticket;
+  sending_half().push(std::move(item));
+  return ticket;
+}
+
+Inbox& Link::inbox() {
+  if (::getpid() != owner_) check_usable();
+  if (!receiver_) throw Error(Code::kConfig, "receive", "this link was opened without `connect`: it cannot receive");
+  return inbox_;
+}
+
+bool Link::wait_send_peer(const Deadline& deadline) {
+  check_usable();
+  return !sender_ || sender_->wait_peer(deadline);
+}
+
+bool Link::wait_receive_peer(const Deadline& deadline) {
+  check_usable();
+  return !receiver_ || receiver_->wait_peer(deadline);
+}
+
+Error Link::peer_timeout(bool sending, double waited_s) const {
+  const std::string within = " within " + std::to_string(waited_s) + " s";
+  if (sending) {
+    return Error(Code::kConnectTimeout, "connect",
+                 options_.next + " did not connect to " + bound() + within + "; is it running, with this address?");
+  }
+  const std::string reason = receiver_ ? receiver_->last_refusal() : "";
+  return Error(Code::kConnectTimeout, "connect",
+               "no greeting from " + options_.previous + " at " + options_.connect + within +
+                   (reason.empty() ? "" : " (" + reason + ")") + "; is it running, and is this its address?");
+}
+
+void Link::set_epoch(std::uint32_t epoch) {
+  check_usable();
+  epoch_ = epoch;
+  inbox_.set_epoch(epoch);
+}
+
+std::map<std::string, std::uint64_t> Link::stats() const {
+  const bool mine = ::getpid() == owner_;  // a fork's locks may be held by threads that are not there
+  return {
+      {"bytes_sent", stats_.bytes_sent},
+      {"bytes_received", stats_.bytes_received},
+      {"messages_sent", stats_.messages_sent},
+      {"messages_received", stats_.messages_received},
+      {"dicts_sent", stats_.dicts_sent},
+      {"dicts_received", stats_.dicts_received},
+      {"control_sent", stats_.control_sent},
+      {"control_received", stats_.control_received},
+      {"chunks_sent", stats_.chunks_sent},
+      {"chunks_received", stats_.chunks_received},
+      {"copies_out", stats_.copies_out},
+      {"copies_in", stats_.copies_in},
+      {"relayed", stats_.relayed},
+      {"stale", stats_.stale},
+      {"send_peer_connected", mine && sender_ && sender_->peer_connected()},
+      {"receive_peer_connected", mine && receiver_ && receiver_->peer_connected()},
+  };
+}
+
+std::optional<Error> Link::send_error() const { return sender_ ? sender_->error() : std::nullopt; }
+std::optional<Error> Link::receive_error() const { return receiver_ ? inbox_.error() : std::nullopt; }
+
+void Link::close(double linger_s) {
+  if (::getpid() != owner_) return;
+  const std::lock_guard lock(closing_);
+  if (closed_.exchange(true)) return;
+  // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
+  if (sender_) sender_->close(Deadline::after(linger_s));
+  if (receiver_) receiver_->close();
+  context_.reset();  // waits for what ZeroMQ may still send; afterwards no callback into pool or budget can come
+}
+
+void Link::check_usable() const {
+  if (::getpid() != owner_) {
+    throw Error(Code::kClosed, "use", "this link belongs to process " + std::to_string(owner_) +
+                                          "; a forked child must open its own");
+  }
+}
+
+void Link::check_sizes(const std::string& manifest, std::uint64_t total) const {
+  const auto refuse = [](const char* what, std::uint64_t size, std::uint64_t limit) {
+    throw Error(Code::kConfig, "send", std::string(what) + " of " + std::to_string(size) +
+                                           " bytes, the limit is " + std::to_string(limit));
+  };
+  if (manifest.size() > wire::kMaxManifestBytes) refuse("manifest", manifest.size(), wire::kMaxManifestBytes);
+  if (total > options_.limits.max_dict_bytes) refuse("tensor dict", total, options_.limits.max_dict_bytes);
+}
+
+Sender& Link::sending_half() {
+  if (!sender_) throw Error(Code::kConfig, "send", "this link was opened without `bind`: it cannot send");
+  return *sender_;
+}
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,89 @@
+// One place on the ring: the two halves, and what they share.
+//
+// Owns: everything below, in an order that lets each part outlive its users.
+// Blocks? send_… wait for room, wait_… for their state, close for the flush and the threads; all under deadlines.
+//   The binding waits in slices, so that signals are heard.
+// Thread: all safe. Errors: those of the halves; kConfig when the asked half does not exist.
+// Fork: a child must not touch it: every call there throws kClosed, and open_link's pointer never destroys it there.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/inbox.h"
+#include "engine/options.h"
+#include "engine/receiver.h"
+#include "engine/sender.h"
+#include "engine/stats.h"
+
+namespace zmqpp::engine {
+
+struct SendOptions {
+  wire::Route route = wire::Route::kLink;
+  std::uint64_t tag = 0;
+  Deadline deadline = Deadline::never();
+};
+
+class Link {
+ public:
+  explicit Link(Options options);  // use open_link
+  ~Link();
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  const Options& options() const { return options_; }
+  std::string bound() const;
+
+  // Reserve, then send: the first may be repeated in slices (false: no room yet), the second never blocks.
+  bool reserve(std::size_t bytes, const Deadline& slice);
+  Error queue_timeout(double waited_s) const { return budget_.timeout_error(waited_s); }
+  void send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send);
+  // Large payloads are read by the sender thread until the ticket is settled; small ones are copied before return.
+  SendTicketPtr send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send);
+  std::size_t reservation(const std::string& manifest, const std::vector<Span>& payload) const;
+
+  Inbox& inbox();  // throws kConfig without a receiving half
+  bool wait_send_peer(const Deadline& deadline);
+  bool wait_receive_peer(const Deadline& deadline);
+  Error peer_timeout(bool sending, double waited_s) const;
+
+  void set_epoch(std::uint32_t epoch);
+  std::uint32_t epoch() const { return epoch_; }
+  std::map<std::string, std::uint64_t> stats() const;
+  std::optional<Error> send_error() const;
+  std::optional<Error> receive_error() const;
+  void close(double linger_s);
+  bool is_closed() const { return closed_; }
+
+ private:
+  void check_usable() const;
+  void check_sizes(const std::string& manifest, std::uint64_t total) const;
+  Sender& sending_half();
+  bool is_inline(std::uint64_t total) const { return total <= options_.inline_bytes; }
+
+  const Options options_;
+  const pid_t owner_;
+  std::atomic<std::uint32_t> epoch_{0};
+  std::atomic<bool> closed_{false};
+  std::mutex closing_;
+  Stats stats_;
+  Budget budget_;
+  Event sender_wake_;
+  Event receiver_wake_;
+  Inbox inbox_;
+  std::unique_ptr<memory::Pool> pool_;  // with a sending half only
+  std::unique_ptr<net::Context> context_;
+  std::unique_ptr<Sender> sender_;      // stay until the link dies: callers may be inside them when it closes
+  std::unique_ptr<Receiver> receiver_;
+};
+
+std::shared_ptr<Link> open_link(Options options);
+
+}  // namespace zmqpp::engine

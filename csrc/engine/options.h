@@ -1,0 +1,46 @@
+// Settings of a link, checked by zmqpp/config.py and zmqpp/endpoint.py before they get here.
+//
+// Owns: values. Blocks? never. Thread: read only after open. Errors: none.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "wire/head.h"
+
+namespace zmqpp::engine {
+
+// What the receiver thread does with control messages by itself, so that they cut through without Python.
+enum class Relay : int {
+  kNone = 0,     // deliver everything
+  kForward = 1,  // REQUEST and NOTICE: pass on, then deliver; REPLY: pass on only
+  kReturn = 2,   // the last place: as kForward, but REQUEST is delivered only
+};
+
+struct Options {
+  std::string bind;      // empty: no sending half
+  std::string connect;   // empty: no receiving half
+  std::string name;      // of this place, told to the next one
+  std::string previous;  // for error texts: "stage 0"
+  std::string next;
+  std::int64_t rank = -1;        // -1: places have no ranks here
+  std::int64_t world_size = 0;
+  Relay relay = Relay::kNone;
+
+  std::size_t chunk_bytes = 1u << 20;
+  std::size_t inline_bytes = 64u << 10;
+  std::size_t pool_chunks = 16;
+  std::size_t queue_bytes = 256u << 20;
+  std::size_t queue_items = 1024;
+  std::size_t receive_limit_bytes = 256u << 20;
+  wire::Limits limits;
+  double heartbeat_s = 1.0;
+  double peer_timeout_s = 5.0;
+  double handshake_s = 10.0;
+};
+
+inline constexpr std::size_t kMaxRelays = 65536;    // queued control messages that may be waiting to be passed on
+inline constexpr std::size_t kMaxControls = 65536;  // received control messages that may be waiting for the caller
+
+}  // namespace zmqpp::engine

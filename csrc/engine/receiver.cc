@@ -1,0 +1,244 @@
+#include "engine/receiver.h"
+
+#include <cstring>
+#include <utility>
+
+#include "base/thread.h"
+
+namespace zmqpp::engine {
+namespace {
+
+constexpr int kMessagesPerTurn = 64;  // then look at the peer again
+constexpr double kGrace_s = 0.5;
+constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
+
+void configure(net::Socket& socket, const Options& options) {
+  socket.set_i64(net::kAffinity, 2);  // one I/O thread, as PeerWatch needs, and not the sender's
+  socket.set(net::kRcvHwm, kReceiveHwm);
+  socket.set(net::kLinger, 0);
+  socket.set_i64(net::kMaxMsgSize, static_cast<long long>(options.limits.max_frame_bytes()));
+  socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));
+  socket.set(net::kReconnectIvl, 50);
+  socket.set(net::kReconnectIvlMax, 1000);
+  socket.set_text(net::kZapDomain, "zmqpp");  // see sender.cc: refuses what is not ZMTP 3
+  if (options.connect.rfind("tcp://", 0) != 0) return;
+  socket.set(net::kIpv6, 1);  // names may resolve to either family; IPv4 keeps working
+  socket.set(net::kTcpKeepalive, 1);
+  socket.set(net::kTcpKeepaliveIdle, 5);
+  socket.set(net::kTcpKeepaliveIntvl, 2);
+  socket.set(net::kTcpKeepaliveCnt, 5);
+}
+
+bool passes_on(Relay relay, wire::Route route) {
+  switch (route) {
+    case wire::Route::kLink: return false;
+    case wire::Route::kRequest: return relay == Relay::kForward;
+    case wire::Route::kReply:
+    case wire::Route::kNotice: return relay != Relay::kNone;
+  }
+  return false;
+}
+
+bool delivers(Relay relay, wire::Route route) { return route != wire::Route::kReply || relay == Relay::kNone; }
+
+}  // namespace
+
+Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
+                   Budget& budget, Stats& stats)
+    : options_(options),
+      inbox_(inbox),
+      wake_(wake),
+      relay_to_(relay_to),
+      budget_(budget),
+      stats_(stats),
+      socket_(context, net::kPull),
+      watch_(context, socket_),
+      assembly_(stats) {
+  configure(socket_, options_);
+  socket_.connect(options_.connect);
+  thread_ = start_thread("zmqpp-recv", [this] { run(); });
+}
+
+Receiver::~Receiver() { close(); }
+
+bool Receiver::wait_peer(const Deadline& deadline) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, deadline.at(), [&] { return greeted_ || over_; });
+  if (over_) throw inbox_.error().value_or(Error(Code::kClosed, "receive", "this link was closed"));
+  return greeted_;
+}
+
+bool Receiver::peer_connected() const {
+  const std::lock_guard lock(mutex_);
+  return greeted_ && !over_;
+}
+
+std::string Receiver::last_refusal() const {
+  const std::lock_guard lock(mutex_);
+  return last_refusal_;
+}
+
+void Receiver::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  wake_.signal();
+  if (thread_.joinable()) thread_.join();
+}
+
+// ---- receiver thread --------------------------------------------------------------------------------------------
+
+void Receiver::run() noexcept {
+  Error error(Code::kClosed, "receive", "this link was closed");
+  try {
+    while (turn()) {
+    }
+  } catch (const Error& e) {
+    error = Error(e.code(), e.op(), e.code() == Code::kPeerLost ? e.detail() : "from " + who() + ": " + e.detail());
+  } catch (const std::exception& e) {
+    error = Error(Code::kResource, "receive", e.what());
+  }
+  // Closing the socket tells the sender: it loses its peer.
+  watch_.close();
+  socket_.close();
+  inbox_.fail(error);
+  const std::lock_guard lock(mutex_);
+  over_ = true;
+  changed_.notify_all();
+}
+
+bool Receiver::turn() {
+  wake_.drain();
+  {
+    const std::lock_guard lock(mutex_);
+    if (closing_) return false;
+  }
+  watch_peer();
+  bool more = true;
+  bool room = true;
+  for (int i = 0; i < kMessagesPerTurn && more && room; ++i) {
+    room = inbox_.has_room();
+    if (room) more = read_some();
+  }
+  if (!room) restart_silence();  // it is we who do not listen
+  if (room && !more) {
+    if (watch_.lost()) {
+      throw Error(Code::kPeerLost, "receive", who() + " was lost: its connection broke without a goodbye");
+    }
+    check_silence();
+  }
+  if (room && more) return true;
+  net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
+                            {watch_.raw(), 0, net::kPollIn, 0},
+                            {socket_.raw(), 0, net::kPollIn, 0}};
+  net::poll(items, room ? 3 : 2, silence_.remaining_ms());
+  return true;
+}
+
+void Receiver::watch_peer() {
+  watch_.read_events();
+  if (watch_.connected() && silence_.is_never()) restart_silence();
+  const std::lock_guard lock(mutex_);
+  last_refusal_ = watch_.last_refusal();
+}
+
+// The sender beats when idle, so silence means a hung process, a dead host or a cut network.
+void Receiver::restart_silence() {
+  silence_ = options_.peer_timeout_s > 0 ? Deadline::after(options_.peer_timeout_s) : Deadline::never();
+  warned_ = false;
+}
+
+void Receiver::check_silence() {
+  if (!silence_.expired()) return;
+  if (!warned_) {
+    // Perhaps this whole process slept: let ZeroMQ's thread read what has come meanwhile.
+    warned_ = true;
+    silence_ = Deadline::after(kGrace_s);
+    return;
+  }
+  throw Error(Code::kPeerLost, "receive",
+              who() + " gave no sign of life for " + std::to_string(options_.peer_timeout_s) + " s");
+}
+
+bool Receiver::read_some() {
+  net::Message head_frame;
+  if (!socket_.try_receive(head_frame)) return false;
+  net::Message body;
+  if (head_frame.more() && !socket_.try_receive(body)) {
+    throw Error(Code::kMalformed, "receive", "a message without its second frame");
+  }
+  if (body.more()) throw Error(Code::kMalformed, "receive", "a message of more than two frames");
+  if (head_frame.more() && body.size() == 0) throw Error(Code::kMalformed, "receive", "an empty second frame");
+  const auto head = wire::read_head(head_frame.bytes(), head_frame.size(), body.size(), options_.limits);
+  // A sender that came back after the loss starts a new session, which is not part of this link.
+  if (watch_.lost() && head.kind == wire::Kind::kHello && peer_connected()) return false;
+  assembly_.check_order(head);
+  restart_silence();
+  add(stats_.messages_received);
+  add(stats_.bytes_received, wire::kHeadSize + head.body_size);
+  take(head, std::move(body));
+  return true;
+}
+
+void Receiver::take(const wire::Head& head, net::Message body) {
+  std::optional<Dict> dict;
+  switch (head.kind) {
+    case wire::Kind::kHello: return take_hello(body);
+    case wire::Kind::kBeat: return;
+    case wire::Kind::kBye: throw Error(Code::kPeerLost, "receive", who() + " closed the link");
+    case wire::Kind::kControl: return take_control(head, std::move(body));
+    case wire::Kind::kDict: dict = assembly_.take_dict(head, std::move(body)); break;
+    case wire::Kind::kChunk: dict = assembly_.take_chunk(head, std::move(body)); break;
+  }
+  if (!dict) return;
+  add(stats_.dicts_received);
+  inbox_.put(std::move(*dict));
+}
+
+void Receiver::take_hello(net::Message& body) {
+  const wire::Hello hello = wire::read_hello(body.bytes(), body.size());
+  if (options_.world_size > 0 && hello.world_size > 0 && options_.rank >= 0) {
+    const std::int64_t expected = (options_.rank + options_.world_size - 1) % options_.world_size;
+    if (hello.world_size != options_.world_size || hello.rank != expected) {
+      throw Error(Code::kConnect, "receive",
+                  "the sender is rank " + std::to_string(hello.rank) + " of " + std::to_string(hello.world_size) +
+                      ", expected rank " + std::to_string(expected) + " of " + std::to_string(options_.world_size) +
+                      "; check the addresses");
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  greeted_ = true;
+  changed_.notify_all();
+}
+
+void Receiver::take_control(const wire::Head& head, net::Message body) {
+  add(stats_.control_received);
+  if (head.epoch < inbox_.epoch()) return add(stats_.stale);
+  // Before delivery: the next place can prepare while this one works.
+  if (relay_to_ != nullptr && passes_on(options_.relay, head.route)) relay(head, body);
+  if (!delivers(options_.relay, head.route)) return;
+  inbox_.put(Control{std::move(body), head.route, head.tag, head.epoch});
+}
+
+void Receiver::relay(const wire::Head& head, net::Message& body) {
+  budget_.take(body.size());
+  BudgetedMessage copy = make_body(body.size(), budget_);
+  std::memcpy(copy.message.bytes(), body.bytes(), body.size());
+  Outgoing item;
+  item.route = head.route;
+  item.tag = head.tag;
+  item.epoch = head.epoch;
+  item.body = std::move(copy.message);
+  item.held_bytes = copy.held_bytes;
+  if (relay_to_->relay(std::move(item)) || relay_to_->error()) return;  // a failed sending half reports itself
+  const Error full(Code::kResource, "relay",
+                   std::to_string(kMaxRelays) + " control messages wait to be passed on to " + options_.next +
+                       ", which takes none");
+  relay_to_->fail(full);
+  throw full;
+}
+
+std::string Receiver::who() const { return options_.previous + " (sender at " + options_.connect + ")"; }
+
+}  // namespace zmqpp::engine

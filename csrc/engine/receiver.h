@@ -1,0 +1,77 @@
+// The receiving half of a link: one thread that owns the PULL socket connected to the previous place.
+//
+// Owns: socket, watch, assembly, thread. Not the inbox it fills, nor the sender it relays to (may be null).
+// Blocks? wait_peer; close waits for the thread, which never waits for anything but its poll.
+// Thread: public calls from any thread; the rest runs on the receiver thread only, and never touches Python.
+// Errors: the first one sticks and reaches the caller through the inbox, behind everything received before it.
+// Back-pressure: when the inbox is full the socket is not read, so TCP stops the sender.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "base/event.h"
+#include "engine/assembly.h"
+#include "engine/budget.h"
+#include "engine/inbox.h"
+#include "engine/options.h"
+#include "engine/sender.h"
+#include "engine/stats.h"
+#include "net/peer_watch.h"
+#include "net/socket.h"
+#include "wire/hello.h"
+
+namespace zmqpp::engine {
+
+class Receiver {
+ public:
+  Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to, Budget& budget,
+           Stats& stats);
+  ~Receiver();
+  Receiver(const Receiver&) = delete;
+  Receiver& operator=(const Receiver&) = delete;
+
+  bool wait_peer(const Deadline& deadline);  // its hello came, not only its connection. false: the deadline passed
+  bool peer_connected() const;
+  std::string last_refusal() const;
+  void close();
+
+ private:
+  void run() noexcept;
+  bool turn();
+  void watch_peer();
+  bool read_some();  // false: nothing there
+  void take(const wire::Head& head, net::Message body);
+  void take_hello(net::Message& body);
+  void take_control(const wire::Head& head, net::Message body);
+  void relay(const wire::Head& head, net::Message& body);
+  void restart_silence();
+  void check_silence();
+  std::string who() const;
+
+  const Options options_;
+  Inbox& inbox_;
+  Event& wake_;
+  Sender* const relay_to_;
+  Budget& budget_;
+  Stats& stats_;
+  net::Socket socket_;
+  net::PeerWatch watch_;
+  Assembly assembly_;
+
+  mutable std::mutex mutex_;  // guards the following
+  std::condition_variable changed_;
+  bool greeted_ = false;
+  bool over_ = false;
+  bool closing_ = false;
+  std::string last_refusal_;
+
+  Deadline silence_ = Deadline::never();  // receiver thread only
+  bool warned_ = false;                   // the silence passed once already
+  std::thread thread_;                    // last: starts when everything above is there
+};
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,75 @@
+// One send in flight.
+//
+// Owns: its state. Blocks? wait_… until the state, a failure, or the deadline.
+// Thread: the sender thread moves the state forward, anybody waits.
+// Errors: wait_… throws the ticket's first error; the deadline alone makes it return false.
+// Lifetime: the source of a large dict may be overwritten or freed once the ticket is `settled`, never before.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "base/deadline.h"
+#include "base/error.h"
+
+namespace zmqpp::engine {
+
+class SendTicket {
+ public:
+  void mark_copied() { advance(true, false); }
+  void mark_sent() { advance(true, true); }
+
+  void fail(const Error& error) {
+    const std::lock_guard lock(mutex_);
+    if (!sent_ && !error_) error_ = error;
+    settled_ = true;
+    changed_.notify_all();
+  }
+
+  bool is_copied() const { return read(copied_); }
+  bool is_sent() const { return read(sent_); }
+  bool is_settled() const { return read(settled_); }  // copied or failed: the engine reads the source no more
+
+  bool wait_copied(const Deadline& deadline) { return wait(copied_, deadline); }
+  bool wait_sent(const Deadline& deadline) { return wait(sent_, deadline); }
+
+ private:
+  void advance(bool copied, bool sent) {
+    const std::lock_guard lock(mutex_);
+    copied_ |= copied;
+    sent_ |= sent;
+    settled_ = true;
+    changed_.notify_all();
+  }
+
+  bool read(const bool& flag) const {
+    const std::lock_guard lock(mutex_);
+    return flag;
+  }
+
+  bool wait(const bool& flag, const Deadline& deadline) {
+    std::unique_lock lock(mutex_);
+    const auto over = [&] { return flag || error_; };
+    if (deadline.is_never()) {
+      changed_.wait(lock, over);
+    } else {
+      changed_.wait_until(lock, deadline.at(), over);
+    }
+    if (flag) return true;
+    if (error_) throw *error_;
+    return false;
+  }
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  bool copied_ = false;
+  bool sent_ = false;
+  bool settled_ = false;
+  std::optional<Error> error_;
+};
+
+using SendTicketPtr = std::shared_ptr<SendTicket>;
+
+}  // namespace zmqpp::engine

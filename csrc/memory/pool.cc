@@ -1,0 +1,60 @@
+#include "memory/pool.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+#include "wire/constants.h"
+
+namespace zmqpp::memory {
+
+Chunk::~Chunk() {
+  if (pool_ != nullptr) pool_->give_back(bytes_);
+}
+
+Pool::Pool(std::size_t chunk_bytes, std::size_t count, Event& freed)
+    : chunk_bytes_(chunk_bytes), slab_bytes_(chunk_bytes * count), freed_(freed) {
+  // Anonymous pages: a pool that is never used costs address space only.
+  void* slab = ::mmap(nullptr, slab_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (slab == MAP_FAILED) {
+    throw Error(Code::kResource, "open",
+                "no memory for a pool of " + std::to_string(slab_bytes_) + " bytes: " + std::strerror(errno));
+  }
+  slab_ = static_cast<std::uint8_t*>(slab);
+  free_.reserve(count);
+  for (std::size_t i = count; i-- > 0;) free_.push_back(slab_ + i * chunk_bytes_);
+}
+
+Pool::~Pool() { ::munmap(slab_, slab_bytes_); }
+
+Chunk Pool::try_acquire() {
+  const std::lock_guard lock(mutex_);
+  if (free_.empty()) {
+    wanted_ = true;
+    return {};
+  }
+  std::uint8_t* bytes = free_.back();
+  free_.pop_back();
+  return Chunk(this, bytes);
+}
+
+void Pool::give_back(std::uint8_t* bytes) noexcept {
+  bool wake = false;
+  {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(bytes);  // never reallocates: reserved for all of them
+    wake = std::exchange(wanted_, false);
+    // Inside the lock: the owner destroys the pool only after it took the last chunk back under this lock.
+    if (wake) freed_.signal();
+  }
+}
+
+std::size_t Pool::free_count() const {
+  const std::lock_guard lock(mutex_);
+  return free_.size();
+}
+
+}  // namespace zmqpp::memory

@@ -1,0 +1,56 @@
+// A ZeroMQ context and a socket of it, closed in the right order.
+//
+// Owns: the C handles. A Context must outlive its Sockets; its destructor waits for their linger.
+// Blocks? only ~Context (at most the linger of its sockets). The rest never does.
+// Thread: a Socket belongs to one thread at a time; handing it over needs a full fence (starting a thread is one).
+// Errors: kConfig (bad endpoint), kAddressInUse, kAddressUnavailable, kResource.
+#pragma once
+
+#include <string>
+
+#include "net/message.h"
+#include "net/zmq_api.h"
+
+namespace zmqpp::net {
+
+class Context {
+ public:
+  explicit Context(int io_threads);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  void* raw() const { return raw_; }
+
+ private:
+  void* raw_;
+};
+
+class Socket {
+ public:
+  Socket(Context& context, SocketType type);
+  ~Socket() { close(); }
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+
+  void set(Option option, int value);
+  void set_i64(Option option, long long value);
+  void set_text(Option option, const std::string& value);
+  void bind(const std::string& endpoint);
+  void connect(const std::string& endpoint);
+  std::string last_endpoint() const;
+
+  bool try_send(Message& message, bool more);  // false: would block; the message is still the caller's
+  bool try_receive(Message& message);          // false: nothing there
+  bool writable() const;
+
+  void close() noexcept;
+  void* raw() const { return raw_; }
+
+ private:
+  void* raw_;
+};
+
+// poll() that takes EINTR as an early return. -1 of anything else throws kResource.
+void poll(PollItem* items, int count, long timeout_ms);
+
+}  // namespace zmqpp::net

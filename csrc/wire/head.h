@@ -1,0 +1,46 @@
+// The fixed head of every message: writer and validating reader.
+//
+// Owns: nothing. Blocks? never. Thread: pure functions.
+// Errors: read_head throws kMalformed or kVersion; it checks one head against the limits. Order between
+// messages (session, sequence, chunk offsets) is checked by engine/assembly.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "wire/constants.h"
+
+namespace zmqpp::wire {
+
+struct Head {
+  Kind kind = Kind::kBeat;
+  Route route = Route::kLink;
+  std::uint32_t flags = 0;
+  std::uint32_t epoch = 0;
+  std::uint64_t session = 0;
+  std::uint64_t sequence = 0;
+  std::uint64_t tag = 0;
+  std::uint64_t offset = 0;  // kChunk: where this piece belongs in the payload
+  std::uint64_t total = 0;   // kDict, kChunk: size of the whole payload
+  std::uint32_t body_size = 0;
+};
+
+// Largest sizes a receiver accepts; all checked before anything is allocated.
+struct Limits {
+  std::size_t max_control_bytes = 64u << 20;
+  std::uint64_t max_dict_bytes = std::uint64_t{4} << 30;
+
+  std::size_t max_frame_bytes() const;  // for ZMQ_MAXMSGSIZE
+};
+
+using HeadBytes = std::array<std::uint8_t, kHeadSize>;
+
+void write_head(const Head& head, std::uint8_t* out);
+
+// `bytes` is the first frame, `body_size` the size of the second one (0 = there was none).
+Head read_head(const void* bytes, std::size_t size, std::size_t body_size, const Limits& limits);
+
+const char* kind_name(Kind kind);
+
+}  // namespace zmqpp::wire

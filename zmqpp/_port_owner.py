@@ -1,0 +1,61 @@
+"""Who listens on a TCP port of this machine, as far as /proc tells this user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_LISTEN = "0A"
+"""State column of /proc/net/tcp. Source: proc(5), include/net/tcp_states.h."""
+
+
+def port_owner(port: int) -> str | None:
+    """`pid 4711 (python server.py)` for the listener on `port`; None when it cannot be told."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return None
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _holds(entry, inodes):
+            return f"pid {entry.name} ({_command(entry)})"
+    return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _lines(Path(table))[1:]:
+            columns = line.split()
+            if len(columns) > 9 and columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
+                inodes.add(columns[9])
+    return inodes
+
+
+def _holds(process: Path, inodes: set[str]) -> bool:
+    try:
+        names = os.listdir(process / "fd")
+    except OSError:
+        return False  # gone, or not ours to look into
+    for name in names:
+        try:
+            target = os.readlink(process / "fd" / name)
+        except OSError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            return True
+    return False
+
+
+def _command(process: Path) -> str:
+    try:
+        raw = (process / "cmdline").read_bytes()
+    except OSError:
+        return "unknown command"
+    text = raw.replace(b"\0", b" ").decode(errors="replace").strip()
+    return text[:120] if text else "unknown command"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,100 @@
+"""Settings of the transport, with their defaults, limits and environment variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import get_type_hints
+
+from zmqpp.errors import ConfigError
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+# name -> (smallest, largest). Upper ends repeat csrc/wire/constants.h; a test compares them.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "chunk_bytes": (64, 16 * _MIB),
+    "inline_bytes": (0, 1 * _MIB),
+    "pool_chunks": (2, 65536),
+    "queue_bytes": (64 * _KIB, 1 << 50),
+    "queue_items": (1, 1 << 20),
+    "receive_limit_bytes": (1, 1 << 50),
+    "max_dict_bytes": (1, 1 << 40),
+    "max_control_bytes": (1, 1 << 30),
+    "heartbeat_s": (0, 3600),
+    "peer_timeout_s": (0, 86400),
+    "handshake_s": (0.1, 3600),
+    "timeout_s": (0.001, 1e9),
+    "linger_s": (0, 3600),
+}
+
+
+@dataclass(frozen=True)
+class TransportConfig:
+    """How a link uses memory and time. Both sides may differ, except that limits must cover what the peer sends.
+
+    Each field can be set by the environment: `chunk_bytes` by `ZMQPP_CHUNK_BYTES`, and so on (see `from_env`).
+    """
+
+    chunk_bytes: int = 1 * _MIB
+    """Size of one piece of a large payload: small enough to overlap copying and sending."""
+    inline_bytes: int = 64 * _KIB
+    """Payloads up to this size travel in the dict's own message, copied before the send returns."""
+    pool_chunks: int = 16
+    """Staging chunks of a sender: `pool_chunks * chunk_bytes` of memory, touched when first used."""
+    queue_bytes: int = 256 * _MIB
+    """What may wait to be sent; beyond, the caller waits. One message always fits."""
+    queue_items: int = 1024
+    """Messages that may wait to be sent."""
+    receive_limit_bytes: int = 256 * _MIB
+    """What may be received and not taken yet; beyond, the socket is not read, which stops the sender."""
+    max_dict_bytes: int = 4 * _GIB
+    """Largest payload of one dict that is sent or accepted."""
+    max_control_bytes: int = 64 * _MIB
+    """Largest control message that is sent or accepted."""
+    heartbeat_s: float = 1.0
+    """An idle sender shows a sign of life this often; 0 = never."""
+    peer_timeout_s: float = 5.0
+    """Silence after which a receiver gives its sender up; 0 = never. Several times the peer's `heartbeat_s`."""
+    handshake_s: float = 10.0
+    """A connection that has not completed ZeroMQ's handshake by then is dropped."""
+    timeout_s: float = 300.0
+    """Deadline of operations that are given none."""
+    linger_s: float = 5.0
+    """How long `close()` goes on sending what is queued, if the peer is there."""
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for name, (smallest, largest) in _LIMITS.items():
+            value = getattr(self, name)
+            wanted = int if types[name] is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise ConfigError(f"{name} must be a number, not {value!r}")
+            if not smallest <= value <= largest:
+                raise ConfigError(f"{name}={value} must lie within {smallest:g}..{largest:g}")
+        if self.chunk_bytes % 64:
+            raise ConfigError(f"chunk_bytes={self.chunk_bytes} must be a multiple of 64")
+        if 0 < self.peer_timeout_s <= self.heartbeat_s:
+            raise ConfigError(
+                f"peer_timeout_s={self.peer_timeout_s} must be longer than heartbeat_s={self.heartbeat_s}, "
+                "or every idle link is given up"
+            )
+
+    @classmethod
+    def from_env(cls) -> TransportConfig:
+        """The defaults, with those replaced that `ZMQPP_<FIELD>` sets.
+
+        Raises:
+            ConfigError: a variable is not a number, or out of its range.
+        """
+        types = get_type_hints(cls)
+        given: dict[str, int | float] = {}
+        for field in fields(cls):
+            variable = f"ZMQPP_{field.name.upper()}"
+            text = os.environ.get(variable, "").strip()
+            if not text:
+                continue
+            try:
+                given[field.name] = int(text) if types[field.name] is int else float(text)
+            except ValueError:
+                raise ConfigError(f"{variable}={text!r} is not a number") from None
+        return cls(**given)  # type: ignore[arg-type]
