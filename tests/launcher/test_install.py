@@ -1,0 +1,113 @@
+"""The install step: what is done is not done again, what was interrupted goes on, nothing outlives it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "packaging" / "install.py"
+
+
+@pytest.fixture(scope="module")
+def install() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("zmqpp_install", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Dataclasses look their module up.
+    spec.loader.exec_module(module)
+    return module
+
+
+class Steps:
+    """Three steps that note their own running; `broken` fails."""
+
+    def __init__(self, install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ran: list[str] = []
+        self.keys = {"venv": "1", "vllm": "1", "zmqpp": "1"}
+        self.broken = ""
+        self._install = install
+        monkeypatch.setattr(install, "venv_step", lambda *_, **__: self.step("venv"))
+        monkeypatch.setattr(install, "vllm_step", lambda *_: self.step("vllm"))
+        monkeypatch.setattr(install, "zmqpp_step", lambda *_: self.step("zmqpp"))
+
+    def step(self, name: str) -> object:
+        def act() -> None:
+            if name == self.broken:
+                raise self._install.InstallError(name)
+            self.ran.append(name)
+
+        return self._install.Step(name, name, self.keys[name], act)
+
+    def run(self, venv: Path) -> list[str]:
+        self.ran = []
+        self._install.install(venv)
+        return self.ran
+
+
+def test_second_install_does_nothing(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = Steps(install, monkeypatch)
+    assert steps.run(tmp_path) == ["venv", "vllm", "zmqpp"]
+    assert steps.run(tmp_path) == []
+
+
+def test_failed_install_goes_on_at_the_failed_step(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = Steps(install, monkeypatch)
+    steps.broken = "vllm"
+    with pytest.raises(install.InstallError):
+        steps.run(tmp_path)
+    steps.broken = ""
+    assert steps.run(tmp_path) == ["vllm", "zmqpp"]
+
+
+def test_changed_sources_rebuild_zmqpp_only_and_a_changed_environment_everything(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = Steps(install, monkeypatch)
+    steps.run(tmp_path)
+    steps.keys["zmqpp"] = "2"
+    assert steps.run(tmp_path) == ["zmqpp"]
+    steps.keys["venv"] = "2"
+    assert steps.run(tmp_path) == ["venv", "vllm", "zmqpp"]
+
+
+def test_failing_command_shows_its_output(install: ModuleType) -> None:
+    with pytest.raises(install.InstallError, match="(?s)exit code 3.*what went wrong"):
+        install.run([sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)"])
+
+
+def test_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    # A child with a grandchild that ignores SIGTERM, as a build with its compilers may.
+    deaf = f"import os,signal,time; signal.signal(15, signal.SIG_IGN); open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import subprocess,sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+    outer = (
+        f"import sys, signal; sys.path.insert(0, {str(SCRIPT.parent)!r}); import install\n"
+        "signal.signal(signal.SIGINT, install._on_signal)\n"
+        f"install.run([sys.executable, '-c', {child!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.DEVNULL) as process:
+        while not (pids.exists() and pids.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{pids.read_text()}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pids.read_text()}")
+
+
+def test_compiler_is_asked_for_by_the_package_that_brings_it(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(install.InstallError, match=r"(?s)apt install g\+\+.*dnf install gcc-c\+\+.*xcode-select"):
+        install.check_compiler()
