@@ -1,0 +1,264 @@
+"""Each mistake ends soon, in a non-zero exit and one line that says what, where and what to do; no traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.serving import FLAGS
+from tests.integration.zygote import Ended, Zygote
+from zmqpp.models import docs_llama
+from zmqpp.pipeline.ports import free_base_port
+
+EXTERNAL = ("--pipeline-stage-mode", "external")
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_base_port(4)
+
+
+def stage(index: int, total: int, port: int, **changes: str | None) -> list[str]:
+    """The documented flags of one stage, with some changed, or left out when None."""
+    flags: dict[str, str | None] = {
+        "--pipeline-stage-mode": "external",
+        "--pipeline-stage-idx": str(index),
+        "--pipeline-total-stages": str(total),
+        "--pipeline-local-bind-port": str(port + (total if index == total - 1 else index)),
+    }
+    if index == 0:
+        flags |= {"--pipeline-prev-stage-addr": f"127.0.0.1:{port + total}", "--port": str(port + total + 1)}
+    else:
+        flags |= {
+            "--pipeline-prev-stage-service-addr": f"127.0.0.1:{port + index - 1}",
+            "--external-pp-worker": "",
+        }
+    flags |= {"--" + name.replace("_", "-"): value for name, value in changes.items()}
+    words = [word for name, value in flags.items() if value is not None for word in (name, value) if word]
+    return [*words, "--tensor-parallel-size", "1"] if "--tensor-parallel-size" not in flags else words
+
+
+def assert_one_line(ended: Ended, *parts: str) -> None:
+    assert ended.code not in (0, None), ended
+    assert "Traceback" not in ended.output, ended.output
+    lines = [line for line in ended.output.splitlines() if line.startswith("zmqpp: error: ")]
+    assert len(lines) == 1, ended.output
+    for part in parts:
+        assert part in lines[0], lines[0]
+    assert ended.seconds < 30
+
+
+FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
+    "no index": (1, {"pipeline_stage_idx": None}, ("needs --pipeline-stage-idx",)),
+    "no total": (1, {"pipeline_total_stages": None}, ("needs --pipeline-total-stages",)),
+    "no bind port": (1, {"pipeline_local_bind_port": None}, ("needs --pipeline-local-bind-port",)),
+    "no previous address": (
+        1,
+        {"pipeline_prev_stage_service_addr": None},
+        ("stage 1 needs --pipeline-prev-stage-service-addr",),
+    ),
+    "no return address": (
+        0,
+        {"pipeline_prev_stage_addr": None},
+        ("stage 0 needs --pipeline-prev-stage-addr",),
+    ),
+    "no mode": (1, {"pipeline_stage_mode": None}, ("has no effect without --pipeline-stage-mode external",)),
+    "internal mode": (
+        1,
+        {"pipeline_stage_mode": "internal"},
+        ("has no effect without --pipeline-stage-mode external",),
+    ),
+    "index too high": (1, {"pipeline_stage_idx": "2"}, ("--pipeline-stage-idx 2 is out of range", "0 to 1")),
+    "index negative": (1, {"pipeline_stage_idx": "-1"}, ("--pipeline-stage-idx -1 is out of range",)),
+    "one stage": (0, {"pipeline_total_stages": "1"}, ("at least 2 stages",)),
+    "worker flag on stage 0": (
+        0,
+        {"external_pp_worker": ""},
+        ("--external-pp-worker is for stages 1 and up",),
+    ),
+    "no worker flag": (1, {"external_pp_worker": None}, ("stage 1 needs --external-pp-worker",)),
+    "return address on stage 1": (
+        1,
+        {"pipeline_prev_stage_addr": "127.0.0.1:9"},
+        ("--pipeline-prev-stage-addr is for stage 0",),
+    ),
+    "service address on stage 0": (
+        0,
+        {"pipeline_prev_stage_service_addr": "127.0.0.1:9"},
+        ("for stages 1 and up",),
+    ),
+    "alias and flag": (1, {"pipeline_next_stage_addr": "127.0.0.1:9"}, ("deprecated alias", "give only")),
+    "alias and port": (1, {"pipeline_local_listen_port": "9"}, ("deprecated alias", "give only")),
+    "pipeline parallel size": (0, {"pipeline_parallel_size": "2"}, ("--pipeline-parallel-size contradicts",)),
+    "executor": (
+        0,
+        {"distributed_executor_backend": "mp"},
+        ("--distributed-executor-backend mp contradicts",),
+    ),
+    "tensor parallel": (1, {"tensor_parallel_size": "2"}, ("--tensor-parallel-size 2 is not supported",)),
+    "port not a number": (1, {"pipeline_local_bind_port": "http"}, ("--pipeline-local-bind-port", "http")),
+    "port too high": (1, {"pipeline_local_bind_port": "70000"}, ("70000",)),
+    "address without port": (
+        1,
+        {"pipeline_prev_stage_service_addr": "127.0.0.1"},
+        ("--pipeline-prev-stage-service-addr", "127.0.0.1"),
+    ),
+    "unresolvable address": (
+        1,
+        {"pipeline_prev_stage_service_addr": "no-such-host.invalid:15550"},
+        ("no-such-host.invalid",),
+    ),
+    "address of another machine": (1, {"pipeline_local_bind_port": "192.0.2.1:15550"}, ("192.0.2.1",)),
+    "range backwards": (1, {"pipeline_layer_range": "8-4"}, ("8-4",)),
+    "range empty": (1, {"pipeline_layer_range": "4-4"}, ("4-4",)),
+    "range unreadable": (1, {"pipeline_layer_range": "four"}, ("'four'", "A-B")),
+    "range beyond the model": (1, {"pipeline_layer_range": "4-12"}, ("4-12", "8 layers")),
+}
+
+
+@pytest.mark.parametrize("name", FLAG_MISTAKES)
+def test_a_wrong_flag_ends_in_one_line(zygote: Zygote, port: int, name: str) -> None:
+    index, changes, parts = FLAG_MISTAKES[name]
+    ended = zygote.run(["serve", str(docs_llama()), *stage(index, 2, port, **changes), *FLAGS])
+    assert_one_line(ended, *parts)
+
+
+def test_a_port_in_use_names_the_process_that_has_it(zygote: Zygote, port: int) -> None:
+    import os
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = str(taken.getsockname()[1])
+        ended = zygote.run(
+            ["serve", str(docs_llama()), *stage(1, 2, port, pipeline_local_bind_port=busy), *FLAGS]
+        )
+    assert_one_line(ended, f"port {busy}", "in use", f"pid {os.getpid()}")
+
+
+def test_an_unsupported_vllm_is_named(zygote: Zygote, port: int, tmp_path: Path) -> None:
+    metadata = tmp_path / "vllm-0.12.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.12.0\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    import os
+    import subprocess
+    import sys
+
+    check = "from zmqpp.vllm import compat; compat.check_vllm()"
+    result = subprocess.run(
+        [sys.executable, "-c", check],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "vLLM 0.12.0 is not supported by this zmqpp" in result.stderr
+
+
+def copy_model(folder: Path, **changes: object) -> Path:
+    shutil.copytree(docs_llama(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def pair(
+    zygote: Zygote,
+    first: list[str],
+    second: list[str],
+    within_s: float = 60.0,
+    environment: dict[str, str] | None = None,
+) -> tuple[Ended, Ended]:
+    """Two stages that do not fit together, started at once; the clock runs from there."""
+    running = [zygote.start(["serve", *first]), zygote.start(["serve", *second], environment)]
+    return running[0].wait(within_s), running[1].wait(within_s)
+
+
+RANGES = {
+    "overlap": ("0-5", "4-8", ("overlap", "stage 0 (0-5)", "stage 1 (4-8)", "4-5")),
+    "gap": ("0-3", "4-8", ("gap", "layers 3-4")),
+    "last layers missing": ("0-4", "4-7", ("gap", "layers 7-8")),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_that_do_not_fit_end_both_stages(zygote: Zygote, port: int, name: str) -> None:
+    first, second, parts = RANGES[name]
+    model = str(docs_llama())
+    ended = pair(
+        zygote,
+        [model, *stage(0, 2, port, pipeline_layer_range=first), *FLAGS],
+        [model, *stage(1, 2, port, pipeline_layer_range=second), *FLAGS],
+    )
+    for each in ended:
+        assert_one_line(each, *parts)
+
+
+def test_different_models_end_both_stages(zygote: Zygote, port: int, tmp_path: Path) -> None:
+    other = copy_model(tmp_path / "other", rms_norm_eps=1e-5)
+    ended = pair(
+        zygote, [str(docs_llama()), *stage(0, 2, port), *FLAGS], [str(other), *stage(1, 2, port), *FLAGS]
+    )
+    for each in ended:
+        assert_one_line(each, "stage 1", "different model", "rms_norm_eps")
+
+
+def test_different_totals_end_both_stages(zygote: Zygote, port: int) -> None:
+    model = str(docs_llama())
+    second = stage(1, 2, port, pipeline_total_stages="3")
+    ended = pair(zygote, [model, *stage(0, 2, port), *FLAGS], [model, *second, *FLAGS])
+    for each in ended:
+        assert_one_line(each, "--pipeline-total-stages 3", "stage 0 with 2")
+
+
+def test_a_setting_that_contradicts_stage_0_ends_both_stages(zygote: Zygote, port: int) -> None:
+    model = str(docs_llama())
+    second = [*FLAGS, "--max-model-len", "512"]
+    ended = pair(zygote, [model, *stage(0, 2, port), *FLAGS], [model, *stage(1, 2, port), *second])
+    for each in ended:
+        assert_one_line(each, "stage 1", "--max-model-len 512", "1024")
+
+
+def test_a_missing_tensor_ends_both_stages(zygote: Zygote, port: int, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = copy_model(tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.5.self_attn.q_proj.weight"]
+    (broken / "model.safetensors").unlink()
+    save_file(tensors, broken / "model.safetensors")
+    ended = pair(
+        zygote, [str(docs_llama()), *stage(0, 2, port), *FLAGS], [str(broken), *stage(1, 2, port), *FLAGS]
+    )
+    for each in ended:
+        assert_one_line(each, "stage 1", "model.layers.5.self_attn.q_proj.weight")
+
+
+def test_a_directory_exported_for_another_place_is_refused(zygote: Zygote, port: int, tmp_path: Path) -> None:
+    info = {"stage_idx": 1, "total_stages": 3, "start_layer": 4, "end_layer": 8}
+    model = copy_model(tmp_path / "stage", _pipeline_info=info)
+    ended = zygote.run(["serve", str(model), *stage(1, 2, port), *FLAGS])
+    assert_one_line(ended, "exported with total_stages 3", "--pipeline-total-stages says 2")
+
+
+def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, tmp_path: Path) -> None:
+    model = copy_model(tmp_path / "model", architectures=["BertModel"], model_type="bert", hidden_act="gelu")
+    ended = zygote.run(["serve", str(model), *stage(0, 2, port), *FLAGS])
+    assert_one_line(ended, "vLLM refuses this configuration")
+
+
+def test_external_mode_alone_says_what_is_missing(zygote: Zygote) -> None:
+    assert_one_line(zygote.run(["serve", str(docs_llama()), *EXTERNAL]), "needs --pipeline-stage-idx")

@@ -1,0 +1,140 @@
+"""Runs `vllm …` command lines in forks of one process that has vLLM imported: seconds instead of tens of them.
+
+The command line goes through vLLM's real `main`: its parser, the plugin entry point, the dispatch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.serving import ENVIRONMENT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended; `code` is None when it had to be killed."""
+
+    code: int | None
+    output: str
+    seconds: float
+
+
+class Zygote:
+    """Owns the imported process; `run` forks it once per command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Running:
+        """Fork a command line and let it run."""
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        request = {"argv": ["vllm", *arguments], "environment": dict(environment or {}), "log": str(log)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Running(int(self._process.stdout.readline()), log)
+
+    def run(
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 30.0
+    ) -> Ended:
+        """Fork a command line and wait for its end."""
+        return self.start(arguments, environment).wait(within_s)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+        self._process.stdout.close()
+
+
+@dataclass
+class Running:
+    """A forked command line, in a session of its own."""
+
+    pid: int
+    log: Path
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+
+    def wait(self, within_s: float) -> Ended:
+        """Its end, or a kill after `within_s`."""
+        status = Path(f"{self.log}.status")
+        while not status.exists() and time.monotonic() - self.started < within_s:
+            time.sleep(0.05)
+        seconds = time.monotonic() - self.started
+        code = int(status.read_text()) if status.exists() else None
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        return Ended(code, self.log.read_text(), seconds)
+
+
+def serve_requests() -> None:
+    """Main loop of the imported process: one JSON line in, one pid out."""
+    import vllm.entrypoints.cli.serve  # noqa: F401
+    from vllm.entrypoints.cli.main import main
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            watch(request, main)
+        print(pid, flush=True)
+
+
+def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def]
+    """In the fork: run the command in a further fork, and leave its exit status beside the log."""
+    os.setsid()
+    child = os.fork()
+    if child == 0:
+        out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, null), (1, out), (2, out)):
+            os.dup2(source, target)
+        os.environ.update(request["environment"])
+        sys.argv = request["argv"]
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+            os._exit(1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    part = f"{request['log']}.part"
+    with open(part, "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(status)))
+    os.rename(part, f"{request['log']}.status")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    serve_requests()

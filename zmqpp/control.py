@@ -1,0 +1,131 @@
+"""What travels the ring beside the tensors: one typed message per verb, msgpack, no pickle.
+
+A request goes down the ring and is forwarded by each stage before it is acted on; a reply is forwarded
+to the engine without being opened; a notice is read by everyone it passes. `Route` in the frame's head
+says which, so that forwarding needs no Python (see transport.Relay).
+
+    engine --hello--> 0 --> 1 --> .. --> N-1          each stage answers with `HelloReply`
+    engine --rpc----> 0 --> 1 --> .. --> N-1          each stage answers with `RpcReply`
+    engine --exec---> 0 --> 1 --> .. --> N-1          only the last stage answers, with `StepReply`
+    engine --sample-> 0 --> 1 --> .. --> N-1          sent only when a step needs a grammar mask
+    any stage --failed--> everyone downstream --> engine --> everyone upstream
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from zmqpp.errors import MalformedError
+
+PROTOCOL_VERSION = 1
+"""Changes whenever a message below changes meaning; compared in the hello."""
+
+
+class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True, frozen=True):
+    """Base of all control messages."""
+
+
+class Hello(Message, tag="hello"):
+    """The engine's word on everything the stages must agree on; sent before any stage loads."""
+
+    session: str
+    protocol: int
+    zmqpp_version: str
+    vllm_version: str
+    total_stages: int
+    model: dict[str, Any]
+    """The model's config.json, without what may differ between copies."""
+    settings: dict[str, Any]
+    """EngineArgs field -> value resolved by stage 0."""
+
+
+class HelloReply(Message, tag="hello-reply"):
+    """One stage's place: its half-open layer range and what it runs."""
+
+    stage: int
+    total_layers: int
+    start_layer: int
+    end_layer: int
+    zmqpp_version: str
+    vllm_version: str
+    host: str
+    pid: int
+
+
+class Rpc(Message, tag="rpc"):
+    """Call `method` of every stage's worker; `payload` is the codec's (args, kwargs)."""
+
+    call: int
+    method: str
+    payload: bytes
+
+
+class RpcReply(Message, tag="rpc-reply"):
+    """`payload` is the codec's result, or None when `error` (the remote traceback) is set."""
+
+    call: int
+    stage: int
+    payload: bytes | None = None
+    error: str | None = None
+
+
+class Exec(Message, tag="exec"):
+    """Run one step's forward pass; `payload` is the codec's SchedulerOutput."""
+
+    step: int
+    tokens: int
+    """Scheduled tokens; without any there are no activations and no reply."""
+    sample: bool
+    """The last stage samples at once; otherwise it waits for this step's `Sample`."""
+    payload: bytes
+
+
+class Sample(Message, tag="sample"):
+    """Sample the step run before; `payload` is the codec's GrammarOutput."""
+
+    step: int
+    payload: bytes
+
+
+class StepReply(Message, tag="step-reply"):
+    """The last stage's ModelRunnerOutput for one step."""
+
+    step: int
+    payload: bytes
+
+
+class Failed(Message, tag="failed"):
+    """Stage `stage` cannot go on; whoever reads this stops and repeats the reason."""
+
+    stage: int
+    reason: str
+    traceback: str = ""
+
+
+class Stop(Message, tag="stop"):
+    """The engine ends in good order; every stage closes and exits with 0."""
+
+
+AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Failed | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(body: bytes) -> AnyMessage:
+    """The message in `body`.
+
+    Raises:
+        MalformedError: not one of the messages above, or a field of another type.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"control message of {len(body)} bytes cannot be read: {error}") from error

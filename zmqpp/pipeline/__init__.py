@@ -1,0 +1,1 @@
+"""Starting, watching and describing a pipeline of stages; nothing here imports vLLM."""

@@ -1,0 +1,311 @@
+"""vLLM's own objects as msgpack, without pickle: a whitelist of plain-data types, all else refused by name.
+
+Every compound that msgpack has no word for is one extension value `[name, ...content]`:
+
+    tuple, set, frozenset, int beyond 64 bits, torch.Tensor, torch.dtype, numpy array     by the names below
+    dataclass, NamedTuple, msgspec.Struct, Enum                                           by "module:Class"
+
+Only classes defined in `compat.WIRE_MODULES` can be named. Objects are rebuilt field by field without
+running their `__init__` or `__post_init__`: nothing that arrives can execute, and fields that vLLM computes
+in `__post_init__` arrive as they were. Fields equal to their default are left out, so a peer whose vLLM has
+one field more still understands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from zmqpp.errors import MalformedError, UnsupportedError
+from zmqpp.vllm import compat
+
+_OBJECT = 1
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+_INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
+_MISSING = object()
+
+
+def encode(value: Any) -> bytes:
+    """`value` as msgpack.
+
+    Raises:
+        UnsupportedError: a type that is not on the whitelist, named with where it stands.
+    """
+    return _encoder.encode(_pack(value, "value"))
+
+
+def decode(body: bytes) -> Any:
+    """The value that `encode` wrote.
+
+    Raises:
+        MalformedError: not written by `encode`, or a type that is not on the whitelist, named.
+    """
+    try:
+        return _decoder.decode(body)
+    except MalformedError:
+        raise
+    except Exception as error:
+        raise MalformedError(
+            f"payload of {len(body)} bytes cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def _pack(value: Any, where: str) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        if kind is int and not _INT64_MIN <= value <= _UINT64_MAX:
+            return _ext("int", [str(value)])
+        return value
+    if kind is list:
+        return _pack_items(value, where)
+    if kind is dict:
+        return _pack_mapping(value, where)
+    writer = _writers.get(kind)
+    if writer is None:
+        writer = _writers[kind] = _writer_for(kind, where)
+    return writer(value, where)
+
+
+def _pack_items(items: Any, where: str) -> list[Any]:
+    # Token lists are long and all int: one pass in C finds that nothing needs packing.
+    kinds = set(map(type, items))
+    if kinds <= _PLAIN and not (int in kinds and _beyond_64_bits(items)):
+        return list(items)
+    return [_pack(item, f"{where}[{i}]") for i, item in enumerate(items)]
+
+
+def _beyond_64_bits(items: Any) -> bool:
+    numbers = [item for item in items if type(item) is int]
+    return min(numbers) < _INT64_MIN or max(numbers) > _UINT64_MAX
+
+
+def _pack_mapping(mapping: dict[Any, Any], where: str) -> Any:
+    if all(type(key) is str for key in mapping):
+        return {key: _pack(value, f"{where}[{key!r}]") for key, value in mapping.items()}
+    pairs: list[Any] = []
+    for key, value in mapping.items():
+        pairs += [_pack(key, f"{where} key"), _pack(value, f"{where}[{key!r}]")]
+    return _ext("dict", pairs)
+
+
+def _ext(name: str, content: list[Any]) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(_OBJECT, _encoder.encode([name, *content]))
+
+
+def _writer_for(kind: type, where: str) -> Callable[[Any, str], Any]:
+    """How objects of `kind` are written; found once per type."""
+    if issubclass(kind, torch.Tensor):
+        return _pack_tensor
+    if issubclass(kind, np.ndarray):
+        return _pack_array
+    if issubclass(kind, np.generic):
+        return lambda value, where: _pack(value.item(), where)
+    name = compat.wire_name(kind)
+    if name is None:
+        raise UnsupportedError(
+            f"{where} is a {kind.__module__}.{kind.__qualname__}, which zmqpp does not send between stages"
+        )
+    if issubclass(kind, enum.Enum):
+        return lambda value, where: _ext(name, [_pack(value.value, where)])
+    if issubclass(kind, tuple):
+        return lambda value, where: _ext(name, _pack_items(value, where))
+    return lambda value, where: _ext(name, [_pack_fields(value, where)])
+
+
+def _pack_fields(value: Any, where: str) -> dict[str, Any]:
+    packed = {}
+    for field, default in _fields(type(value)):
+        content = getattr(value, field, _MISSING)
+        if content is _MISSING or _same_plain(content, default):
+            continue
+        packed[field] = _pack(content, f"{where}.{field}")
+    return packed
+
+
+def _same_plain(content: Any, default: Any) -> bool:
+    """Equal, and cheap and safe to compare: never a tensor against anything."""
+    return content is default or (
+        type(content) is type(default) and type(content) in _PLAIN and content == default
+    )
+
+
+def _pack_tensor(value: torch.Tensor, where: str) -> Any:
+    if value.layout is not torch.strided or value.is_quantized:
+        raise UnsupportedError(
+            f"{where} is a {value.layout} tensor, which zmqpp does not send between stages"
+        )
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return _ext("tensor", [str(value.dtype).removeprefix("torch."), list(value.shape), content])
+
+
+def _pack_array(value: np.ndarray, where: str) -> Any:
+    if value.dtype.hasobject or value.dtype.names is not None:
+        raise UnsupportedError(
+            f"{where} is a numpy array of {value.dtype}, which zmqpp does not send between stages"
+        )
+    return _ext("array", [value.dtype.str, list(value.shape), value.tobytes()])
+
+
+_writers: dict[type, Callable[[Any, str], Any]] = {
+    tuple: lambda value, where: _ext("tuple", _pack_items(value, where)),
+    set: lambda value, where: _ext("set", _pack_items(list(value), where)),
+    frozenset: lambda value, where: _ext("frozenset", _pack_items(list(value), where)),
+    torch.Size: lambda value, where: _ext("tuple", list(value)),
+    torch.dtype: lambda value, where: _ext("dtype", [str(value).removeprefix("torch.")]),
+}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def _unpack_ext(code: int, body: memoryview) -> Any:
+    if code != _OBJECT:
+        raise MalformedError(f"payload holds extension {code}, which no zmqpp writes")
+    content = _decoder.decode(body)
+    if type(content) is not list or not content or type(content[0]) is not str:
+        raise MalformedError("payload holds an extension value without a name")
+    name, content = content[0], content[1:]
+    reader = _readers.get(name)
+    if reader is None:
+        reader = _readers[name] = _reader_for(name)
+    return reader(content)
+
+
+def _reader_for(name: str) -> Callable[[list[Any]], Any]:
+    kind = compat.wire_class(name)
+    if kind is None:
+        raise MalformedError(f"payload holds a {name}, which zmqpp does not accept from another stage")
+    if issubclass(kind, enum.Enum):
+        return lambda content: kind(content[0])
+    if issubclass(kind, tuple):
+        return lambda content: _build_named_tuple(kind, content)
+    return lambda content: _build(kind, content[0])
+
+
+def _build_named_tuple(kind: Any, content: list[Any]) -> Any:
+    if len(content) != len(kind._fields):
+        raise MalformedError(
+            f"payload holds a {kind.__name__} of {len(content)} fields, not {len(kind._fields)}"
+        )
+    return tuple.__new__(kind, content)
+
+
+def _build(kind: type, given: dict[str, Any]) -> Any:
+    """An object of `kind` without running its constructor."""
+    known = dict(_fields(kind))
+    if unknown := given.keys() - known.keys():
+        raise MalformedError(
+            f"payload holds a {kind.__name__} with fields this vLLM does not know ({', '.join(sorted(unknown))}); "
+            f"give all stages the same vLLM version"
+        )
+    put = msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__
+    value = kind.__new__(kind)
+    for field, default in known.items():
+        content = given.get(field, _MISSING)
+        if content is _MISSING:
+            content = _default_of(kind, field, default)
+        put(value, field, content)
+    return value
+
+
+def _default_of(kind: type, field: str, default: Any) -> Any:
+    if isinstance(default, _Factory):
+        return default.make()
+    if default is _MISSING:
+        raise MalformedError(f"payload holds a {kind.__name__} without its field {field}")
+    return default
+
+
+def _build_tensor(content: list[Any]) -> torch.Tensor:
+    name, shape, body = content
+    dtype = getattr(torch, name, None) if type(name) is str else None
+    if not isinstance(dtype, torch.dtype):
+        raise MalformedError(f"payload holds a tensor of unknown dtype {name!r}")
+    _check_size(shape, dtype.itemsize, len(body), f"tensor of {name}")
+    if not body:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(dtype).reshape(shape)
+
+
+def _build_array(content: list[Any]) -> np.ndarray:
+    dtype, shape, body = np.dtype(content[0]), content[1], content[2]
+    if dtype.hasobject:
+        raise MalformedError(f"payload holds a numpy array of {dtype}")
+    _check_size(shape, dtype.itemsize, len(body), f"array of {dtype}")
+    return np.frombuffer(bytearray(body), dtype=dtype).reshape(shape)
+
+
+def _check_size(shape: Any, itemsize: int, given: int, what: str) -> None:
+    if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
+        raise MalformedError(f"payload holds a {what} of shape {shape!r}")
+    needed = itemsize
+    for n in shape:
+        needed *= n
+    if needed != given:
+        raise MalformedError(f"payload holds a {what} of shape {shape} in {given} bytes, not {needed}")
+
+
+def _build_dtype(content: list[Any]) -> torch.dtype:
+    dtype = getattr(torch, str(content[0]), None)
+    if not isinstance(dtype, torch.dtype):
+        raise MalformedError(f"payload holds an unknown dtype {content[0]!r}")
+    return dtype
+
+
+_readers: dict[str, Callable[[list[Any]], Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "int": lambda content: int(content[0]),
+    "dict": lambda content: dict(zip(content[::2], content[1::2], strict=True)),
+    "tensor": _build_tensor,
+    "array": _build_array,
+    "dtype": _build_dtype,
+}
+
+
+# ---- what a class is made of -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factory:
+    make: Callable[[], Any]
+
+
+_fields_of: dict[type, list[tuple[str, Any]]] = {}
+
+
+def _fields(kind: type) -> list[tuple[str, Any]]:
+    """(field, default) of a dataclass or Struct; `_MISSING` where there is none, `_Factory` where it is made."""
+    found = _fields_of.get(kind)
+    if found is None:
+        found = _fields_of[kind] = _find_fields(kind)
+    return found
+
+
+def _find_fields(kind: type) -> list[tuple[str, Any]]:
+    if issubclass(kind, msgspec.Struct):
+        return [(f.name, _default(f, msgspec.NODEFAULT)) for f in msgspec.structs.fields(kind)]
+    return [(f.name, _default(f, dataclasses.MISSING)) for f in dataclasses.fields(kind)]
+
+
+def _default(field: Any, absent: Any) -> Any:
+    if field.default is not absent:
+        return field.default
+    if field.default_factory is not absent:
+        return _Factory(field.default_factory)
+    return _MISSING
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ext_hook=_unpack_ext)

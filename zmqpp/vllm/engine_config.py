@@ -1,0 +1,43 @@
+"""From pipeline options to a vLLM configuration: one stage's share of an N-stage pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from zmqpp.errors import UnsupportedError
+from zmqpp.vllm import compat
+from zmqpp.vllm.options import CONFIG_KEY, StageOptions
+
+
+def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
+    """vLLM's configuration for one external stage.
+
+    Args:
+        engine_args: with `additional_config["zmqpp"]`; its pipeline size and executor are set here.
+        create: vLLM's own `create_engine_config`.
+
+    Raises:
+        ConfigError, UnsupportedError: options or vLLM settings that do not go together.
+    """
+    from zmqpp.vllm.executor import ExternalStageExecutor
+
+    options = StageOptions.from_config(engine_args.additional_config[CONFIG_KEY])
+    compat.check_vllm()
+    compat.check_engine_flags(engine_args, "options")
+    # Model Runner V2 feeds tokens back by a torch.distributed broadcast over the pipeline, which is not there.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    engine_args.pipeline_parallel_size = options.total_stages
+    # The class, not its name: vLLM's check for pipeline support reads the attribute.
+    engine_args.distributed_executor_backend = ExternalStageExecutor
+    config = create()
+    if config.use_v2_model_runner:
+        raise UnsupportedError(
+            "Model Runner V2 is not supported with external stages yet: set VLLM_USE_V2_MODEL_RUNNER=0, on every stage"
+        )
+    if config.speculative_config is not None:
+        raise UnsupportedError("speculative decoding is not supported with external stages yet: leave it out")
+    # This process drives the devices of one stage; otherwise vLLM expects N x TP of them here.
+    config.parallel_config.world_size = engine_args.tensor_parallel_size
+    return config

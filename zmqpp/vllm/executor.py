@@ -1,0 +1,217 @@
+"""vLLM's executor over external stages: every stage, 0 included, is a process on the ring.
+
+Runs in vLLM's EngineCore beside the scheduler, which so schedules the next batch while stage 0 computes.
+Source: contract of vllm/v1/executor/abstract.py.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
+
+from zmqpp import control
+from zmqpp.errors import LayerRangeError, StageError, UnsupportedError, ZmqppError
+from zmqpp.layers import LayerRange, check_contiguous
+from zmqpp.version import __version__
+from zmqpp.vllm import compat, failure
+from zmqpp.vllm.first_stage import FirstStage
+from zmqpp.vllm.identity import model_identity
+from zmqpp.vllm.options import CONFIG_KEY, StageOptions
+from zmqpp.vllm.ring import EngineRing, RingFuture
+from zmqpp.vllm.settings import shared_settings
+from zmqpp.vllm.stage import LOAD, STATS
+from zmqpp.vllm.timeouts import startup_s
+
+logger = init_logger("vllm.zmqpp.executor")
+
+
+class ExternalStageExecutor(Executor):
+    """Drives N external stages; chosen by `--pipeline-stage-mode external` on stage 0."""
+
+    supports_pp = True
+
+    def _init_executor(self) -> None:
+        self.options = StageOptions.from_config(self.vllm_config.additional_config[CONFIG_KEY])
+        self._serving = False
+        self._step = 0
+        self._current: RingFuture | None = None
+        self._masked: set[str] = set()
+        """Running requests with structured output: their steps wait for a grammar mask."""
+        self.init_log: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
+        self.session, self.epoch = uuid.uuid4().hex, 0
+        self._first: FirstStage | None = None
+        try:
+            self._first = FirstStage(self.vllm_config, self.options)
+            self.ring = EngineRing(self._first.link, self.options.total_stages, self._first.check)
+            self._greet()
+            self._load()
+            failure.watch_parent(self.shutdown)
+            self.ring.start_watching()
+        except ZmqppError as error:
+            self.shutdown()
+            failure.stop_starting(error)
+
+    # ---- bringing the stages up --------------------------------------------------------------------------
+
+    def _greet(self) -> None:
+        hello = control.Hello(
+            session=self.session,
+            protocol=control.PROTOCOL_VERSION,
+            zmqpp_version=__version__,
+            vllm_version=compat.vllm_version(),
+            total_stages=self.options.total_stages,
+            model=model_identity(self.model_config),
+            settings=shared_settings(self.vllm_config),
+        )
+        replies = self.ring.hello(hello, startup_s(), self._say_waiting())
+        total = replies[0].total_layers
+        ranges = {r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}
+        try:
+            check_contiguous(ranges, total)
+        except LayerRangeError as error:
+            self.ring.refuse(str(error))
+            raise
+        for reply in replies:
+            logger.info(
+                "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
+                *(reply.stage, ranges[reply.stage], total, reply.host, reply.pid, reply.vllm_version),
+            )
+
+    def _say_waiting(self) -> Callable[[float], None]:
+        said = 0.0
+
+        def waiting(seconds: float) -> None:
+            nonlocal said
+            if seconds - said >= 10:
+                said = seconds
+                logger.info(
+                    "waiting for the ring of %d stages to close: nothing yet from the last stage at %s (%.0f s)",
+                    *(self.options.total_stages, self.options.prev_stage_addr, seconds),
+                )
+
+        return waiting
+
+    def _load(self) -> None:
+        self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD)
+
+    def _logged_call(
+        self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> list[Any]:
+        self.init_log.append((method, args, kwargs or {}))
+        result: list[Any] = self.ring.call(method, args, kwargs).result()
+        return result
+
+    # ---- vLLM's calls ------------------------------------------------------------------------------------
+
+    def collective_rpc(  # type: ignore[override]
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        non_block: bool = False,
+        **unknown: Any,
+    ) -> Any:
+        """Run a worker method, named by a string, on every stage; results in stage order.
+
+        Raises:
+            UnsupportedError: a callable (code does not travel), or an argument of a type that does not.
+            RemoteError: the method raised on a stage. StageError: a stage is lost. DeadlineError: `timeout`.
+        """
+        if not isinstance(method, str):
+            raise UnsupportedError(
+                f"collective_rpc of a callable ({getattr(method, '__qualname__', method)}) is not possible with "
+                f"external stages: no code travels between them; name a worker method instead"
+            )
+        if not self._serving:
+            self.init_log.append((method, args, kwargs or {}))
+        future = self.ring.call(method, args, kwargs)
+        return future if non_block else future.result(timeout)
+
+    def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
+        """Start a step on every stage; its tokens come with `sample_tokens`."""
+        self._serving = True
+        self._track_masks(scheduler_output)
+        if _is_empty(scheduler_output):
+            return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
+        self._step += 1
+        sample = not any(req_id in self._masked for req_id in scheduler_output.num_scheduled_tokens)
+        future = self.ring.execute(self._step, scheduler_output, sample)
+        if not scheduler_output.total_num_scheduled_tokens:
+            return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
+        if self.model_config.runner_type == "pooling":
+            return future if non_block else future.result()
+        self._current, self._waits_for_mask = future, not sample
+        return _answer(None, non_block)
+
+    def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
+        """The output of the step that `execute_model` started last."""
+        future, self._current = self._current, None
+        if future is None:
+            return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
+        if self._waits_for_mask:
+            self.ring.sample(self._step, grammar_output)
+        return future if non_block else future.result()
+
+    def _track_masks(self, scheduler_output: Any) -> None:
+        for request in scheduler_output.scheduled_new_reqs:
+            params = request.sampling_params
+            if params is not None and params.structured_outputs is not None:
+                self._masked.add(request.req_id)
+        self._masked -= scheduler_output.finished_req_ids
+
+    def check_health(self) -> None:
+        """Raises StageError once a stage is lost."""
+        if self.ring.failure is not None:
+            raise self.ring.failure
+
+    def register_failure_callback(self, callback: Callable[[], None]) -> None:
+        """`callback()` is called once, from whichever thread notices that a stage is lost."""
+
+        def failed(error: StageError) -> None:
+            failure.record(str(error))
+            logger.error("%s", error)
+            callback()
+
+        self.ring.on_failure = failed
+
+    def link_stats(self) -> list[dict[str, Any]]:
+        """Counters of each stage's link, in stage order."""
+        stats: list[dict[str, Any]] = self.ring.call(STATS).result()
+        return stats
+
+    def shutdown(self) -> None:
+        """Stop every stage; safe to call twice and at any time."""
+        first, self._first = self._first, None
+        if first is None:
+            return
+        ring = getattr(self, "ring", None)
+        if ring is not None:
+            if ring.failure is None:
+                ring.stop()
+            ring.close()
+        first.close()
+
+
+def _is_empty(scheduler_output: Any) -> bool:
+    return not (
+        scheduler_output.total_num_scheduled_tokens
+        or scheduler_output.finished_req_ids
+        or scheduler_output.free_encoder_mm_hashes
+        or scheduler_output.kv_connector_metadata
+    )
+
+
+def _answer(value: Any, non_block: bool) -> Any:
+    if not non_block:
+        return value
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future

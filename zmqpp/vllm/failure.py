@@ -1,0 +1,77 @@
+"""Why the pipeline ended, from the process that knows to the ones that a person or a client sees.
+
+vLLM's API server and its EngineCore are two processes; when the engine ends, the server knows only that it
+did. The server names a file in `ZMQPP_FAILURE_FILE` before it starts the engine; the engine writes one line.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from typing import NoReturn
+
+from zmqpp.errors import ZmqppError
+
+FAILURE_VARIABLE = "ZMQPP_FAILURE_FILE"
+
+
+def open_file() -> str:
+    """Name the file for this process's children; the caller removes it."""
+    fd, path = tempfile.mkstemp(prefix="zmqpp-failure-")
+    os.close(fd)
+    os.environ[FAILURE_VARIABLE] = path
+    return path
+
+
+def record(reason: str) -> None:
+    """Keep the first reason; without a file (engine inside the caller's process) do nothing."""
+    path = os.environ.get(FAILURE_VARIABLE)
+    if path and not read():
+        with open(path, "w") as file:
+            file.write(reason)
+
+
+def read() -> str:
+    """The recorded reason, or an empty string."""
+    try:
+        with open(os.environ.get(FAILURE_VARIABLE, ""), errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def say(error: object) -> None:
+    """One line for a person."""
+    print(f"zmqpp: error: {error}", file=sys.stderr, flush=True)
+
+
+def stop_starting(error: ZmqppError) -> NoReturn:
+    """The engine cannot start: raise inside the caller's process, end quietly in vLLM's engine process.
+
+    vLLM answers an exception there with two tracebacks; a SystemExit leaves the one line that matters.
+    """
+    record(str(error))
+    if multiprocessing.parent_process() is None:
+        raise error
+    if not os.environ.get(FAILURE_VARIABLE):
+        say(error)
+    raise SystemExit(1)
+
+
+def watch_parent(stop: Callable[[], None]) -> None:
+    """End this engine process when the API server is gone, even by kill -9: its stages must not stay behind."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        stop()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="zmqpp-parent-watch", daemon=True).start()

@@ -1,0 +1,125 @@
+"""Stage 0's own process: a child of vLLM's EngineCore, on the ring like every other stage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import tempfile
+from multiprocessing.connection import Connection
+from typing import Any
+
+from zmqpp.errors import StageError, ZmqppError
+from zmqpp.transport import Link, Relay
+from zmqpp.vllm.options import StageOptions
+
+_STOP_S = 5.0
+
+
+class FirstStage:
+    """Starts stage 0 and holds the engine's two ends of the ring.
+
+    Owns the child process and the folder of the ipc socket between engine and child.
+    """
+
+    def __init__(self, vllm_config: Any, options: StageOptions) -> None:
+        # A folder only this user may enter: the socket in it needs no further guard.
+        self._folder = tempfile.mkdtemp(prefix="zmqpp-")
+        self.link: Link | None = None  # type: ignore[assignment]
+        self._reason = ""
+        here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        self._report: Connection = here
+        endpoint = f"ipc://{self._folder}/engine"
+        try:
+            self.link = Link(
+                bind=endpoint,
+                connect=str(options.connect),
+                name="engine",
+                previous=f"stage {options.total_stages - 1}",
+                next="stage 0",
+                relay=Relay.NONE,
+            )
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=run_first_stage, args=(vllm_config, options, endpoint, there), name="zmqpp-stage-0"
+            )
+            self._process.start()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            there.close()
+
+    def check(self) -> None:
+        """Raise StageError when the child is gone, with the reason it left."""
+        if self._process.is_alive():
+            return
+        self._process.join()
+        raise StageError(f"stage 0 failed: {self._last_word() or f'its process ended ({self._exit()})'}")
+
+    def _last_word(self) -> str:
+        try:
+            while self._report.poll(0):
+                self._reason = self._report.recv()
+        except (EOFError, OSError):
+            pass
+        return self._reason
+
+    def _exit(self) -> str:
+        code = self._process.exitcode or 0
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def close(self) -> None:
+        """End the child: it leaves by itself when the link closes; else terminate, then kill."""
+        if self.link is not None:
+            self.link.close(1.0)
+        process = getattr(self, "_process", None)
+        if process is not None and process.pid is not None:
+            for end in (lambda: None, process.terminate, process.kill):
+                end()
+                process.join(_STOP_S)
+                if not process.is_alive():
+                    break
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report: Connection) -> None:
+    """Main function of the child."""
+    from vllm.logger import init_logger
+    from vllm.utils.system_utils import decorate_logs, set_process_title
+
+    from zmqpp.vllm.identity import own_range
+    from zmqpp.vllm.stage import Stage
+    from zmqpp.vllm.timeouts import startup_s, step_s
+
+    # Ctrl-C reaches the whole terminal group; the engine decides when its stages end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_process_title("zmqpp_stage_0")
+    decorate_logs("stage 0")
+    try:
+        link = Link(
+            bind=str(options.bind),
+            connect=engine,
+            name="stage 0",
+            previous="the engine",
+            next="stage 1",
+            relay=Relay.FORWARD,
+        )
+        layers = own_range(options, vllm_config.model_config)
+        log = init_logger("vllm.zmqpp.stage").info
+        Stage(options, link, lambda _: (vllm_config, layers), log, startup_s(), step_s()).run()
+    except ZmqppError as error:
+        _leave(report, str(error))
+    except Exception as error:
+        _leave(report, f"{type(error).__name__}: {error}", error)
+
+
+def _leave(report: Connection, reason: str, error: Exception | None = None) -> None:
+    import traceback
+
+    if error is not None:
+        traceback.print_exception(error)
+    try:
+        report.send(reason.removeprefix("stage 0: "))
+    except OSError:
+        pass  # The engine is gone; nobody is left to tell.
+    raise SystemExit(1)

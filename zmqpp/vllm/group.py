@@ -1,0 +1,129 @@
+"""The pipeline group of one stage: vLLM's GroupCoordinator with a zmqpp link in place of torch.distributed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from vllm.distributed.parallel_state import GroupCoordinator
+
+from zmqpp.errors import UnsupportedError
+from zmqpp.transport import Link, RecvTicket, SendTicket
+
+
+class _Done:
+    """The metadata handle that vLLM expects first; our manifest travels with the tensors."""
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        return None
+
+
+class _Sent:
+    """vLLM's meaning of a send handle: after `wait()` the tensors may be overwritten."""
+
+    def __init__(self, ticket: SendTicket) -> None:
+        self._ticket = ticket
+
+    def is_completed(self) -> bool:
+        return self._ticket.is_completed()
+
+    def wait(self) -> None:
+        self._ticket.wait()
+
+
+class _Received:
+    """Fills the dict that was handed out when the receive was posted."""
+
+    def __init__(self, ticket: RecvTicket, target: dict[str, Any]) -> None:
+        self._ticket, self._target = ticket, target
+
+    def is_completed(self) -> bool:
+        return self._ticket.is_completed()
+
+    def wait(self) -> None:
+        self._target.update(self._ticket.wait())
+
+
+class PipelineGroup(GroupCoordinator):
+    """Stages 0..N-1 as ranks 0..N-1; tensors go to the next rank only and come from the one before.
+
+    Built without GroupCoordinator's constructor: there is no process group behind it.
+    Source: contract of GroupCoordinator (vllm/distributed/parallel_state.py) as used by Worker.execute_model.
+    """
+
+    def __init__(
+        self, link: Link, stage: int, total_stages: int, device: torch.device, timeout_s: float
+    ) -> None:
+        self.link = link
+        self.step = 0
+        """Step being run; the tag that sender and receiver must agree on. Set by the stage loop."""
+        self.timeout_s = timeout_s
+        self.rank = self.rank_in_group = stage
+        self.ranks = list(range(total_stages))
+        self.group_ranks = [self.ranks]
+        self.world_size = total_stages
+        self.local_rank = self.device_index = 0
+        self.device = device
+        self.unique_name = "pp:zmqpp"
+        self.cpu_group = self.device_group = None  # type: ignore[assignment]
+        self.device_communicator = None
+        self.mq_broadcaster = None
+        self.use_device_communicator = False
+        self.use_custom_op_call = False
+        self.use_cpu_custom_send_recv = False
+        self._pending_isends = deque()
+
+    def isend_tensor_dict(
+        self,
+        tensor_dict: dict[str, Any],
+        dst: int | None = None,
+        all_gather_group: GroupCoordinator | None = None,
+        all_gather_tensors: dict[str, bool] | None = None,
+    ) -> list[Any]:
+        """Post this step's activations to the next stage; returns [metadata handle, send handle]."""
+        self._check_neighbour("dst", dst, (self.rank + 1) % self.world_size)
+        return [_Done(), _Sent(self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s))]
+
+    def irecv_tensor_dict(
+        self,
+        src: int | None = None,
+        all_gather_group: GroupCoordinator | None = None,
+        all_gather_tensors: dict[str, bool] | None = None,
+    ) -> tuple[dict[str, Any], list[Any], list[Callable[[], None]]]:
+        """Post the receive of this step's activations; the dict is empty until the handle was waited for."""
+        self._check_neighbour("src", src, (self.rank - 1) % self.world_size)
+        target: dict[str, Any] = {}
+        return target, [_Received(self.link.irecv_dict(tag=self.step, timeout_s=self.timeout_s), target)], []
+
+    def send_tensor_dict(self, tensor_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Blocking form of `isend_tensor_dict`."""
+        for handle in self.isend_tensor_dict(tensor_dict, *args, **kwargs):
+            handle.wait()
+
+    def recv_tensor_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Blocking form of `irecv_tensor_dict`."""
+        target, handles, _ = self.irecv_tensor_dict(*args, **kwargs)
+        for handle in handles:
+            handle.wait()
+        return target
+
+    def _check_neighbour(self, name: str, given: int | None, only: int) -> None:
+        if given is not None and given != only:
+            raise UnsupportedError(
+                f"stage {self.rank} can only reach {name}={only} over the ring, not {given}"
+            )
+
+    def broadcast_tensor_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: external stages have no collective over the pipeline."""
+        raise UnsupportedError("a broadcast over pipeline stages is not available with external stages")
+
+    def barrier(self) -> None:
+        """Nothing to wait for: stages are ordered by their steps."""
+
+    def destroy(self) -> None:
+        """The link belongs to the stage, which closes it."""

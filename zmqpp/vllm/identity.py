@@ -1,0 +1,143 @@
+"""What a stage runs: the model's config.json, its layers, and which of them are this stage's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zmqpp.errors import ConfigError, LayerRangeError
+from zmqpp.layers import LayerRange
+from zmqpp.vllm.options import StageOptions
+
+PIPELINE_INFO = "_pipeline_info"
+"""Key that `zmqpp export` writes into a stage directory's config.json."""
+
+_VOLATILE = frozenset(
+    {PIPELINE_INFO, "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+)
+
+
+def read_config(model: str) -> dict[str, Any] | None:
+    """The model's config.json; None for a name that is not a directory here (a hub id).
+
+    Raises:
+        ConfigError: a directory without a readable config.json.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} has no config.json: give a Hugging Face model directory or a hub id"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} cannot be read: it is not a JSON object")
+    return config
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal on every stage, as it looks after a trip through msgpack."""
+    return json.loads(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}))  # type: ignore[no-any-return]
+
+
+def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -> None:
+    """Raise ConfigError naming the first field in which stage `stage` differs from stage 0."""
+    for key in sorted(mine.keys() | theirs.keys()):
+        here, there = mine.get(key), theirs.get(key)
+        if here != there:
+            raise ConfigError(
+                f"stage {stage} runs a different model than stage 0: config.json has {key} = {here!r} here, "
+                f"{there!r} on stage 0; give every stage the same model"
+            )
+
+
+def layer_count(config: dict[str, Any]) -> int | None:
+    """Hidden layers named in a config.json; None when it takes vLLM to tell."""
+    for holder in (config, config.get("text_config") or {}):
+        for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+            if type(holder.get(key)) is int:
+                return int(holder[key])
+    return None
+
+
+def exported_range(config: dict[str, Any], options: StageOptions) -> LayerRange | None:
+    """The range that `_pipeline_info` gives this stage directory, checked against the flags.
+
+    Raises:
+        ConfigError: malformed, or exported for another stage or another number of stages.
+    """
+    info = config.get(PIPELINE_INFO)
+    if info is None:
+        return None
+    wanted = ("stage_idx", "total_stages", "start_layer", "end_layer")
+    if not isinstance(info, dict) or any(type(info.get(key)) is not int for key in wanted):
+        raise ConfigError(
+            f"{PIPELINE_INFO} in config.json must hold the integers {', '.join(wanted)}; it is {info!r}"
+        )
+    for key, flag in (("stage_idx", "--pipeline-stage-idx"), ("total_stages", "--pipeline-total-stages")):
+        mine = getattr(options, key)
+        if info[key] != mine:
+            raise ConfigError(f"this directory was exported with {key} {info[key]}, but {flag} says {mine}")
+    return LayerRange.parse(f"{info['start_layer']}-{info['end_layer']}")
+
+
+def choose_range(
+    options: StageOptions, config: dict[str, Any] | None, total_layers: int | None
+) -> LayerRange | None:
+    """This stage's layers by flag or by `_pipeline_info`; None leaves it to vLLM's split.
+
+    Raises:
+        LayerRangeError, ConfigError: out of the model, or flag and directory disagree.
+    """
+    by_flag = LayerRange.parse(options.layer_range) if options.layer_range else None
+    exported = exported_range(config, options) if config is not None else None
+    if by_flag and exported and by_flag != exported:
+        raise LayerRangeError(
+            f"--pipeline-layer-range {by_flag} contradicts this directory, which was exported with layers {exported}"
+        )
+    chosen = by_flag or exported
+    if chosen and total_layers is not None:
+        chosen.check_within(total_layers, options.stage_idx)
+    return chosen
+
+
+def model_identity(model_config: Any) -> dict[str, Any]:
+    """What stage 0 compares the other stages' models with.
+
+    Raises:
+        ConfigError: no config.json to compare.
+    """
+    config = read_config(model_config.model)
+    if config is None:
+        config = read_hub_config(model_config)
+    return comparable(config)
+
+
+def read_hub_config(model_config: Any) -> dict[str, Any]:
+    """config.json of a hub id, from the cache that vLLM has just filled."""
+    from transformers import PretrainedConfig
+
+    found = PretrainedConfig.get_config_dict(model_config.model, revision=model_config.revision)
+    return dict(found[0])
+
+
+def own_range(options: StageOptions, model_config: Any) -> LayerRange:
+    """This stage's layers once vLLM knows the model: by flag, by `_pipeline_info`, else by vLLM's split."""
+    from vllm.distributed.utils import get_pp_indices
+
+    total = model_config.get_total_num_hidden_layers()
+    chosen = choose_range(options, read_config(model_config.model), total)
+    if chosen is not None:
+        return chosen
+    if total < options.total_stages:
+        raise LayerRangeError(
+            f"{options.total_stages} stages cannot share {total} layers: every stage needs at least one; "
+            f"use at most {total} stages"
+        )
+    return LayerRange(*get_pp_indices(total, options.stage_idx, options.total_stages))

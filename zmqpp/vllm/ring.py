@@ -1,0 +1,253 @@
+"""The engine's end of the ring: it sends every request, and every reply and notice comes back to it.
+
+Thread: the engine's main thread sends and waits; a watch thread looks at the ring while nobody waits, so
+that a stage lost in an idle moment is noticed too. `_reading` says who reads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from zmqpp import control
+from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.transport import Link, Route
+from zmqpp.vllm import codec
+
+_POLL_S = 0.25
+
+
+class RingFuture(Future[Any]):
+    """A future whose `result()` reads the ring itself: no thread hands the reply over."""
+
+    def __init__(self, ring: EngineRing) -> None:
+        super().__init__()
+        self._ring = ring
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The reply; raises what the stage raised, or StageError when a stage is lost."""
+        if not self.done():
+            self._ring.read_until(self, timeout)
+        return super().result(0)
+
+
+class _Call:
+    """One rpc: replies of all stages, in stage order."""
+
+    def __init__(self, method: str, stages: int, future: RingFuture) -> None:
+        self.method, self.future = method, future
+        self.replies: list[control.RpcReply | None] = [None] * stages
+
+    def add(self, reply: control.RpcReply) -> bool:
+        """Keep one reply; True once all are there and the future is resolved."""
+        if not 0 <= reply.stage < len(self.replies):
+            return False
+        self.replies[reply.stage] = reply
+        if any(r is None for r in self.replies):
+            return False
+        replies = [r for r in self.replies if r is not None]
+        failed = next((r for r in replies if r.error is not None), None)
+        if failed is not None:
+            self.future.set_exception(
+                RemoteError(f"stage {failed.stage}: {self.method} failed: {failed.error}")
+            )
+        else:
+            self.future.set_result([codec.decode(r.payload or b"") for r in replies])
+        return True
+
+
+class EngineRing:
+    """Requests and replies over the ring of stages.
+
+    Args:
+        link: PUSH to stage 0, PULL from the last stage.
+        stages: N.
+        check_child: raises when stage 0's own process is gone.
+    """
+
+    def __init__(self, link: Link, stages: int, check_child: Callable[[], None]) -> None:
+        self.link, self.stages = link, stages
+        self.failure: StageError | None = None
+        self.on_failure: Callable[[StageError], None] | None = None
+        self._check_child = check_child
+        self._reading = threading.Lock()
+        self._calls: dict[int, _Call] = {}
+        self._steps: dict[int, RingFuture] = {}
+        self._hello: dict[int, control.HelloReply] = {}
+        self._next_call = 0
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="zmqpp-ring-watch", daemon=True)
+
+    def start_watching(self) -> None:
+        """From now on a lost stage is noticed even while nothing is asked of the ring."""
+        self._watcher.start()
+
+    # ---- requests ----------------------------------------------------------------------------------------
+
+    def hello(
+        self, message: control.Hello, timeout_s: float, waiting: Callable[[float], None]
+    ) -> list[control.HelloReply]:
+        """Greet every stage and wait for all of them; `waiting(seconds)` is called as time passes.
+
+        Raises:
+            StageError: a stage refused, or did not answer in time.
+        """
+        self._send(message)
+        started = time.monotonic()
+        while len(self._hello) < self.stages:
+            waited = time.monotonic() - started
+            if waited > timeout_s:
+                raise StageError(
+                    f"the ring of {self.stages} stages did not close in {waited:.0f} s: no word from "
+                    f"{self.link.connect}, the last stage's return port; start the missing stages, or check addresses"
+                )
+            waiting(waited)
+            self._read(_POLL_S)
+        return [self._hello[i] for i in range(self.stages)]
+
+    def call(
+        self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> RingFuture:
+        """Run a worker method on every stage; resolves to their results in stage order."""
+        self._next_call += 1
+        future = RingFuture(self)
+        payload = codec.encode((tuple(args), dict(kwargs or {})))
+        self._calls[self._next_call] = _Call(method, self.stages, future)
+        self._send(control.Rpc(self._next_call, method, payload))
+        return future
+
+    def execute(self, step: int, scheduler_output: Any, sample: bool) -> RingFuture:
+        """Start a step; resolves to the last stage's output once it sampled."""
+        future = RingFuture(self)
+        tokens = scheduler_output.total_num_scheduled_tokens
+        if tokens:
+            self._steps[step] = future
+        self._send(control.Exec(step, tokens, sample, codec.encode(scheduler_output)), tag=step)
+        return future
+
+    def sample(self, step: int, grammar_output: Any) -> None:
+        """Give the last stage the grammar mask that `step` waits for."""
+        self._send(control.Sample(step, codec.encode(grammar_output)), tag=step)
+
+    def stop(self) -> None:
+        """Tell every stage to leave."""
+        try:
+            self.link.send_control(control.encode(control.Stop()), route=Route.REQUEST, timeout_s=1.0)
+        except ZmqppError:
+            pass  # Whoever is gone needs no telling.
+
+    def _send(self, message: control.AnyMessage, tag: int = 0) -> None:
+        if self.failure is not None:
+            raise self.failure
+        try:
+            self.link.send_control(control.encode(message), route=Route.REQUEST, tag=tag)
+        except PeerLostError as error:
+            raise self._lost_first_stage(error) from None
+
+    # ---- replies -----------------------------------------------------------------------------------------
+
+    def read_until(self, future: RingFuture, timeout_s: float | None) -> None:
+        """Read the ring until `future` is done.
+
+        Raises:
+            DeadlineError: not done in `timeout_s`. StageError: a stage is lost.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not future.done():
+            left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
+            if left <= 0:
+                raise DeadlineError(f"no answer from the stages in {timeout_s:.1f} s")
+            self._read(left)
+
+    def _read(self, timeout_s: float) -> None:
+        """Take one message off the ring, or wait `timeout_s` for one."""
+        with self._reading:
+            if self.failure is not None:
+                raise self.failure
+            try:
+                received = self.link.recv_control(timeout_s)
+            except RecvTimeout:
+                self._look_around()
+                return
+            except PeerLostError as error:
+                raise self._lost_last_stage(error) from None
+            except ZmqppError as error:
+                reason = f"the link from stage {self.stages - 1} is unusable: {error}"
+                raise self._fail(StageError(reason), control.Failed(self.stages - 1, reason)) from None
+            self._take(control.decode(received.body))
+
+    def _take(self, message: control.AnyMessage) -> None:
+        if isinstance(message, control.StepReply):
+            future = self._steps.pop(message.step, None)
+            if future is not None:
+                future.set_result(codec.decode(message.payload))
+        elif isinstance(message, control.RpcReply):
+            call = self._calls.get(message.call)
+            if call is not None and call.add(message):
+                del self._calls[message.call]
+        elif isinstance(message, control.HelloReply):
+            self._hello[message.stage] = message
+        elif isinstance(message, control.Failed):
+            raise self._fail(StageError(f"stage {message.stage} failed: {message.reason}"), message)
+
+    def _look_around(self) -> None:
+        try:
+            self._check_child()
+        except StageError as error:
+            raise self._fail(error, control.Failed(0, str(error))) from None
+
+    def refuse(self, reason: str) -> None:
+        """The stages do not fit together: tell them all why."""
+        self._fail(StageError(reason), control.Failed(0, reason))
+
+    # ---- failure -----------------------------------------------------------------------------------------
+
+    def _lost_last_stage(self, error: PeerLostError) -> StageError:
+        last = self.stages - 1
+        reason = f"stage {last} at {self.link.connect} is lost: {error}"
+        return self._fail(StageError(f"stage {last} failed: {reason}"), control.Failed(last, reason))
+
+    def _lost_first_stage(self, error: PeerLostError) -> StageError:
+        try:
+            self._check_child()
+        except StageError as exited:
+            return self._fail(exited, control.Failed(0, str(exited)))
+        return self._fail(StageError(f"stage 0's process is lost: {error}"), control.Failed(0, str(error)))
+
+    def _fail(self, error: StageError, notice: control.Failed) -> StageError:
+        """The first failure sticks: every future hears it, and so does every stage that is still there."""
+        if self.failure is not None:
+            return self.failure
+        self.failure = error
+        for future in [*self._steps.values(), *(call.future for call in self._calls.values())]:
+            if not future.done():
+                future.set_exception(error)
+        self._steps.clear()
+        self._calls.clear()
+        try:
+            self.link.send_control(control.encode(notice), route=Route.NOTICE, timeout_s=0.5)
+        except ZmqppError:
+            pass  # Stage 0 is among the dead; the others see their links break.
+        if self.on_failure is not None:
+            self.on_failure(error)
+        return error
+
+    def _watch(self) -> None:
+        while not self._closing.wait(_POLL_S) and self.failure is None:
+            # Whoever waits for a reply sees the failure itself; look only when nobody does.
+            if self._reading.locked():
+                continue
+            try:
+                self._read(0)
+            except StageError:
+                return
+
+    def close(self) -> None:
+        """Stop watching and close the link; what is queued is sent first."""
+        self._closing.set()
+        if self._watcher.is_alive() and self._watcher is not threading.current_thread():
+            self._watcher.join(2.0)
+        self.link.close(1.0)

@@ -1,0 +1,105 @@
+"""`vllm serve` with our flags: plain vLLM, stage 0 with its HTTP server, or a worker stage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from zmqpp.errors import ZmqppError
+from zmqpp.pipeline.events import emit
+from zmqpp.vllm import compat, failure, identity
+from zmqpp.vllm.options import CONFIG_KEY, StageOptions, read_flags
+from zmqpp.vllm.start_checks import check_addresses
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def serve(plain: Command, args: argparse.Namespace) -> None:
+    """What `vllm serve` runs; `plain` is vLLM's own `ServeSubcommand.cmd`."""
+    try:
+        options = read_flags(args, warn)
+    except ZmqppError as error:
+        end(error)
+    if options is None:
+        plain(args)
+        return
+    if getattr(args, "model_tag", None) is not None:
+        args.model = args.model_tag
+    try:
+        check_start(args, options)
+        if options.is_first:
+            run_first(plain, args, options)
+        else:
+            run_other(args, options)
+    except ZmqppError as error:
+        emit(options.stage_idx, "failed", reason=str(error))
+        end(error)
+
+
+def run_other(args: argparse.Namespace, options: StageOptions) -> None:
+    """Stages 1..N-1."""
+    from zmqpp.vllm.worker_stage import run_worker_stage
+
+    run_worker_stage(args, options)
+
+
+def check_start(args: argparse.Namespace, options: StageOptions) -> None:
+    """All that can be known to be wrong before anything is loaded.
+
+    Raises:
+        ZmqppError: one line, what to change.
+    """
+    compat.check_vllm()
+    compat.check_engine_flags(args, "flags")
+    config = identity.read_config(args.model)
+    identity.choose_range(options, config, identity.layer_count(config) if config else None)
+    check_addresses(options)
+
+
+def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -> None:
+    """vLLM's own server, with our executor; ends with the pipeline's reason when that ended it."""
+    emit(0, "starting")
+    args.additional_config = {
+        **(args.additional_config or {}),
+        CONFIG_KEY: options.additional_config()[CONFIG_KEY],
+    }
+    path = failure.open_file()
+    compat.name_failure_to_clients(failure.read)
+    try:
+        plain(args)
+        reason = failure.read()
+    except (Exception, SystemExit) as error:
+        reason = failure.read() or refusal(error)
+        if not reason:
+            raise
+    finally:
+        os.unlink(path)
+    if reason:
+        emit(0, "failed", reason=reason)
+        end(reason)
+
+
+def refusal(error: BaseException) -> str:
+    """A mistake in the configuration, as vLLM words it; empty for anything else, which keeps its traceback."""
+    from zmqpp.vllm.worker_stage import first_line
+
+    if isinstance(error, ZmqppError):
+        return str(error)
+    if isinstance(error, ValueError | NotImplementedError):
+        return f"stage 0: vLLM refuses this configuration: {first_line(error)}"
+    return ""
+
+
+def warn(line: str) -> None:
+    """A line for people that ends nothing."""
+    print(f"zmqpp: warning: {line}", file=sys.stderr, flush=True)
+
+
+def end(error: Any) -> NoReturn:
+    """One line and a non-zero exit."""
+    failure.say(error)
+    sys.stdout.flush()
+    raise SystemExit(2 if isinstance(error, ValueError) else 1)

@@ -1,0 +1,95 @@
+"""Engine settings that all stages must share: stage 0 resolves them, the hello carries them, stages adopt them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from zmqpp.errors import ConfigError
+
+_GETTERS: dict[str, Callable[[Any], Any]] = {
+    # EngineArgs field -> where stage 0's finished VllmConfig holds it
+    "dtype": lambda c: str(c.model_config.dtype).removeprefix("torch."),
+    "seed": lambda c: c.model_config.seed,
+    "max_model_len": lambda c: c.model_config.max_model_len,
+    "quantization": lambda c: c.model_config.quantization,
+    "enforce_eager": lambda c: c.model_config.enforce_eager,
+    "max_logprobs": lambda c: c.model_config.max_logprobs,
+    "logprobs_mode": lambda c: c.model_config.logprobs_mode,
+    "runner": lambda c: c.model_config.runner,
+    "convert": lambda c: c.model_config.convert,
+    "enable_prompt_embeds": lambda c: c.model_config.enable_prompt_embeds,
+    "max_num_batched_tokens": lambda c: c.scheduler_config.max_num_batched_tokens,
+    "max_num_seqs": lambda c: c.scheduler_config.max_num_seqs,
+    "enable_chunked_prefill": lambda c: c.scheduler_config.enable_chunked_prefill,
+    "async_scheduling": lambda c: c.scheduler_config.async_scheduling,
+    "block_size": lambda c: c.cache_config.block_size,
+    "kv_cache_dtype": lambda c: c.cache_config.cache_dtype,
+    "kv_cache_memory_bytes": lambda c: c.cache_config.kv_cache_memory_bytes,
+    "num_gpu_blocks_override": lambda c: c.cache_config.num_gpu_blocks_override,
+    "enable_prefix_caching": lambda c: c.cache_config.enable_prefix_caching,
+    "optimization_level": lambda c: int(c.optimization_level),
+    "enable_lora": lambda c: c.lora_config is not None,
+    "max_loras": lambda c: _lora(c, "max_loras"),
+    "max_lora_rank": lambda c: _lora(c, "max_lora_rank"),
+    "max_cpu_loras": lambda c: _lora(c, "max_cpu_loras"),
+}
+
+_STAGE_ZERO_ONLY = ("tokenizer", "served_model_name")
+
+
+def _lora(config: Any, field: str) -> Any:
+    return getattr(config.lora_config, field) if config.lora_config is not None else None
+
+
+def shared_settings(vllm_config: Any) -> dict[str, Any]:
+    """Stage 0's resolved settings, by EngineArgs field; plain values only."""
+    values = {field: get(vllm_config) for field, get in _GETTERS.items()}
+    return {field: _plain(value) for field, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else getattr(value, "value", str(value))
+
+
+def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
+    """A copy of a worker stage's `engine_args` with stage 0's settings in place.
+
+    Raises:
+        ConfigError: the stage was launched with a flag that contradicts stage 0, or stage 0
+            sent a setting this stage's vLLM does not have.
+    """
+    fields = {field.name: field for field in dataclasses.fields(engine_args)}
+    for name, theirs in settings.items():
+        if name not in fields or name not in _GETTERS:
+            raise ConfigError(
+                f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
+            )
+        _check_agrees(name, getattr(engine_args, name), _default_of(fields[name]), theirs, stage)
+    known = {name: value for name, value in settings.items() if name != "optimization_level"}
+    return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
+
+
+def _check_agrees(name: str, mine: Any, default: Any, theirs: Any, stage: int) -> None:
+    if mine is None or _same(name, mine, default) or _same(name, mine, theirs):
+        return
+    flag = "--" + name.replace("_", "-")
+    raise ConfigError(
+        f"stage {stage} was started with {flag} {_plain(mine)}, stage 0 runs with {theirs}: "
+        f"leave {flag} out on stage {stage} (stage 0 decides), or give both the same"
+    )
+
+
+def _same(name: str, a: Any, b: Any) -> bool:
+    if name == "dtype":
+        aliases = {"half": "float16", "float": "float32"}
+        a, b = (str(x).removeprefix("torch.") for x in (a, b))
+        return aliases.get(a, a) == aliases.get(b, b)
+    return bool(_plain(a) == _plain(b)) if a is not None and b is not None else a is b
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None

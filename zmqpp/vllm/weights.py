@@ -1,0 +1,176 @@
+"""A stage reads only the tensors of its own layers, and says so when one of them is missing.
+
+vLLM lets most missing weights pass in silence (its check exempts every module with a quantisation method,
+which includes plain linear layers), and would read a whole checkpoint to keep a part of it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from zmqpp.errors import ConfigError
+from zmqpp.layers import LayerRange
+
+_LAYER = re.compile(r"^(?P<list>(?:[^.]+\.)*?[^.\d][^.]*)\.(?P<index>\d+)\.")
+_OTHER_TOWERS = re.compile(r"vis|audio|image|speech|encoder")
+
+
+@dataclass
+class LoadReport:
+    """What one stage loaded; filled while vLLM loads, before it repacks weights for the device."""
+
+    layers: LayerRange
+    total_layers: int
+    stage: int
+    parameters: int = 0
+    parameter_bytes: int = 0
+    tensors_read: int = 0
+    tensors_skipped: int = 0
+    bytes_read: int = 0
+    seconds: float = 0.0
+    names_read: set[str] = field(default_factory=set)
+
+
+def layer_lists(names: Iterator[str] | set[str]) -> dict[str, set[int]]:
+    """Module lists in tensor names, `model.layers` -> {0, 1, ..}, without those of other towers."""
+    lists: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        match = _LAYER.match(name)
+        if match and not _OTHER_TOWERS.search(match["list"]):
+            lists[match["list"]].add(int(match["index"]))
+    return dict(lists)
+
+
+def tensor_names(files: list[str]) -> set[str]:
+    """Names in the headers of safetensors files; no tensor is read."""
+    names: set[str] = set()
+    for path in files:
+        names.update(_header_names(path))
+    return names
+
+
+def _header_names(path: str) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def check_directory(folder: str, layers: LayerRange, total_layers: int, stage: int) -> None:
+    """Fail early, from the headers alone, when whole layers of the range are not in the directory.
+
+    Raises:
+        ConfigError: names the layers without any tensor.
+    """
+    files = sorted(str(path) for path in Path(folder).glob("*.safetensors"))
+    if not files:
+        return
+    names = tensor_names(files)
+    decoder = decoder_list(names, total_layers)
+    held = layer_lists(names).get(decoder, set()) if decoder else set()
+    absent = [i for i in range(layers.start, layers.end) if i not in held]
+    if absent and decoder:
+        raise ConfigError(
+            f"stage {stage}: {folder} has no tensors for layer {absent[0]}"
+            f"{f' and {len(absent) - 1} more' if len(absent) > 1 else ''} of its range {layers}; "
+            f"it holds layers {_runs(held)}"
+        )
+
+
+def _runs(indices: set[int]) -> str:
+    ordered = sorted(indices)
+    return f"{ordered[0]}-{ordered[-1] + 1}" if ordered else "none"
+
+
+def decoder_list(names: set[str], total_layers: int) -> str | None:
+    """The module list of the transformer's layers: the longest one that fits the model."""
+    fitting = {name: held for name, held in layer_lists(names).items() if max(held) < total_layers}
+    return max(fitting, key=lambda name: (len(fitting[name]), -len(name)), default=None)
+
+
+class StageWeights:
+    """Filters and checks one stage's weights while vLLM's default loader runs."""
+
+    def __init__(self, report: LoadReport) -> None:
+        self.report = report
+        self._missing: tuple[str, ...] = ()
+
+    def begin(self, model: torch.nn.Module, missing_prefixes: list[str]) -> None:
+        """Called before the first tensor is read; `missing_prefixes` are modules on other stages, `lm_head.`."""
+        self._missing = tuple(missing_prefixes)
+        self._started = time.perf_counter()
+
+    def read(self, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of this stage from safetensors files; a file that holds none of them is not opened again."""
+        decoder = decoder_list(tensor_names(files), self.report.total_layers)
+        for path in sorted(files):
+            names = _header_names(path)
+            wanted = [name for name in names if self._wants(name, decoder)]
+            self.report.tensors_skipped += len(names) - len(wanted)
+            if not wanted:
+                continue
+            with safe_open(path, framework="pt") as file:
+                for name in wanted:
+                    tensor = file.get_tensor(name)
+                    self._count(name, tensor)
+                    yield name, tensor
+
+    def _wants(self, name: str, decoder: str | None) -> bool:
+        match = _LAYER.match(name)
+        if match and match["list"] == decoder:
+            return self.report.layers.start <= int(match["index"]) < self.report.layers.end
+        return not name.startswith(self._missing)
+
+    def _count(self, name: str, tensor: torch.Tensor) -> None:
+        self.report.names_read.add(name)
+        self.report.tensors_read += 1
+        self.report.bytes_read += tensor.numel() * tensor.element_size()
+
+    def finish(self, model: torch.nn.Module, loaded: set[str] | None, quantized: bool) -> None:
+        """Called after the last tensor was loaded: count what the stage holds, and refuse gaps.
+
+        Raises:
+            ConfigError: parameters of this stage that no tensor filled, the first of them named.
+        """
+        report = self.report
+        report.seconds = time.perf_counter() - self._started
+        parameters = dict(model.named_parameters())
+        report.parameters = sum(p.numel() for p in parameters.values())
+        report.parameter_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
+        missing = self._half_filled(model, parameters)
+        if not quantized and loaded is not None:
+            missing |= {name for name, p in parameters.items() if name not in loaded and p.numel()}
+        if missing:
+            first = min(missing, key=_natural)
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConfigError(
+                f"stage {report.stage}: layers {report.layers} need the tensor {first}{more}, "
+                f"which the model directory does not have; export the stage again or give it the full model"
+            )
+
+    def _half_filled(self, model: torch.nn.Module, parameters: dict[str, Any]) -> set[str]:
+        """Tensors missing from fused parameters, such as a q_proj beside its k_proj and v_proj."""
+        missing: set[str] = set()
+        for fused, parts in (getattr(model, "packed_modules_mapping", None) or {}).items():
+            for name in parameters:
+                if f".{fused}." not in name:
+                    continue
+                expected = {name.replace(f".{fused}.", f".{part}.") for part in parts}
+                found = expected & self.report.names_read
+                if found:
+                    missing |= expected - found
+        return missing
+
+
+def _natural(name: str) -> list[Any]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

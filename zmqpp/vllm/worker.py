@@ -1,0 +1,165 @@
+"""One stage's vLLM worker: vLLM's own worker and model runner, told that the pipeline is ours."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.utils.network_utils import get_file_store_init_method
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from zmqpp.errors import ConfigError
+from zmqpp.layers import LayerRange
+from zmqpp.transport import Link
+from zmqpp.vllm import compat
+from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
+
+PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
+
+
+class StageWorker:
+    """Builds the worker in the order vLLM's executors do, and runs its methods.
+
+    Thread: all methods on the stage's main thread.
+    """
+
+    def __init__(
+        self, config: VllmConfig, link: Link, stage: int, layers: LayerRange, step_timeout_s: float
+    ) -> None:
+        self.config = config
+        self.stage = stage
+        self.total_layers = config.model_config.get_total_num_hidden_layers()
+        self.report = LoadReport(layers, self.total_layers, stage)
+        total = config.parallel_config.pipeline_parallel_size
+        os.environ[PARTITION_VARIABLE] = partition(layers, stage, total, self.total_layers)
+        self.group = PipelineGroup(
+            link, stage, total, torch.device(current_platform.device_type), step_timeout_s
+        )
+        self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=stage)
+
+    def load(self) -> LoadReport:
+        """Make the device ready and load this stage's weights.
+
+        Raises:
+            ConfigError: a tensor of this stage is missing. Whatever vLLM raises.
+        """
+        model = self.config.model_config.model
+        if os.path.isdir(model):
+            check_directory(model, self.report.layers, self.total_layers, self.stage)
+        self._replace_distributed()
+        self._replace_loader()
+        # The worker adopts `rank` as its place in the pipeline; torch's world has this one process.
+        arguments = dict(
+            vllm_config=self.config,
+            local_rank=0,
+            rank=self.stage,
+            distributed_init_method=get_file_store_init_method(),
+            is_driver_worker=True,
+            shared_worker_lock=get_context("spawn").Lock(),
+        )
+        self.wrapper.init_worker(all_kwargs=[arguments])
+        self.wrapper.init_device()
+        self.group.device = self.wrapper.worker.device or self.group.device
+        self.wrapper.load_model()
+        current_platform.update_block_size_for_backend(self.config)
+        self._allocate_intermediate_tensors()
+        return self.report
+
+    def _replace_distributed(self) -> None:
+        """torch.distributed spans this stage only; then `get_pp_group()` is ours, before the model is built."""
+
+        def init(
+            config: VllmConfig, rank: int, method: str | None = None, local_rank: int = -1, backend: str = ""
+        ) -> None:
+            alone = copy.copy(config)
+            alone.parallel_config = copy.copy(config.parallel_config)
+            alone.parallel_config.pipeline_parallel_size = 1
+            original(alone, 0, method, local_rank, backend)
+            compat.set_pipeline_group(self.group)
+
+        modules = compat.worker_modules()
+        original = modules[-1].init_worker_distributed_environment
+        for module in modules:
+            module.init_worker_distributed_environment = init  # type: ignore[attr-defined]
+
+    def _replace_loader(self) -> None:
+        """vLLM's default loader asks us which safetensors tensors to read, and hears from us what is missing."""
+        module: Any = importlib.import_module("vllm.model_executor.model_loader.default_loader")
+        loader = module.DefaultModelLoader
+        original = loader.load_weights
+        weights = StageWeights(self.report)
+
+        def load_weights(self: Any, model: torch.nn.Module, model_config: Any) -> None:
+            from vllm.model_executor.models.utils import get_pp_missing_layer_names
+
+            weights.begin(model, get_pp_missing_layer_names(model))
+            module.safetensors_weights_iterator = lambda files, *_, **__: weights.read(files)
+            inner = model.load_weights
+
+            def watched(iterator: Any) -> Any:
+                loaded = inner(iterator)
+                weights.finish(model, loaded, quantized=model_config.quantization is not None)
+                return loaded
+
+            model.load_weights = watched
+            try:
+                original(self, model, model_config)
+            finally:
+                del model.load_weights
+
+        loader.load_weights = load_weights
+
+    def _allocate_intermediate_tensors(self) -> None:
+        """V1 allocates them only in its dummy run, which CPU skips in eager mode or with an explicit KV size."""
+        runner = self.wrapper.worker.model_runner
+        if self.stage == 0 or getattr(runner, "intermediate_tensors", None) is not None:
+            return
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=self.config.model_config.dtype, device=runner.device
+        )
+
+    def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        """Run a public method of vLLM's worker by name.
+
+        Raises:
+            ConfigError: no such method. Whatever the method raises.
+        """
+        target = None if method.startswith("_") else getattr(self.wrapper, method, None)
+        if not callable(target):
+            raise ConfigError(f"stage {self.stage} has no worker method {method!r}")
+        return target(*args, **kwargs)
+
+    def execute(self, step: int, scheduler_output: Any) -> Any:
+        """Forward pass of one step; receives and sends the activations through the pipeline group."""
+        self.group.step = step
+        return _finished(self.wrapper.execute_model(scheduler_output))
+
+    def sample(self, grammar_output: Any) -> Any:
+        """Sample the step just run (last stage)."""
+        return _finished(self.wrapper.sample_tokens(grammar_output))
+
+
+def _finished(output: Any) -> Any:
+    """On CUDA a step's output may still be on its way to the host."""
+    from vllm.v1.outputs import AsyncModelRunnerOutput
+
+    return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output
+
+
+def partition(layers: LayerRange, stage: int, stages: int, total_layers: int) -> str:
+    """VLLM_PP_LAYER_PARTITION under which `get_pp_indices` gives exactly `layers` to `stage`.
+
+    Only this stage's entry has to be right; what lies before goes to slot 0, what lies after to the last.
+    """
+    slots = [0] * stages
+    slots[0] += layers.start
+    slots[stage] += len(layers)
+    slots[-1] += total_layers - layers.end
+    return ",".join(map(str, slots))

@@ -1,0 +1,87 @@
+"""Stages 1..N-1: `vllm serve … --external-pp-worker` ends up here instead of in an HTTP server."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from typing import TYPE_CHECKING, Any
+
+from zmqpp import control
+from zmqpp.errors import ConfigError
+from zmqpp.layers import LayerRange
+from zmqpp.pipeline.events import emit
+from zmqpp.transport import Link, Relay
+from zmqpp.vllm import identity
+from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.settings import adopt
+from zmqpp.vllm.stage import Stage
+from zmqpp.vllm.timeouts import startup_s, step_s
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def run_worker_stage(args: argparse.Namespace, options: StageOptions) -> None:
+    """Serve as one stage until the engine stops the pipeline.
+
+    Raises:
+        ZmqppError: this stage, or another one, cannot go on.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.logger import init_logger
+    from vllm.utils.system_utils import set_process_title
+
+    index = options.stage_idx
+    emit(index, "starting")
+    set_process_title(f"zmqpp_stage_{index}")
+    log = init_logger("vllm.zmqpp.stage").info
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    link = Link(
+        bind=str(options.bind),
+        connect=str(options.connect),
+        name=f"stage {index}",
+        previous=f"stage {index - 1}",
+        next="the engine" if options.is_last else f"stage {index + 1}",
+        relay=Relay.RETURN if options.is_last else Relay.FORWARD,
+    )
+    signal.signal(signal.SIGTERM, _leave)
+    log(f"stage {index}: bound to {link.bound}, waiting for stage {index - 1} at {link.connect}")
+
+    def configure(hello: control.Hello) -> tuple[VllmConfig, LayerRange]:
+        return _configure(engine_args, options, hello)
+
+    Stage(options, link, configure, log, startup_s(), step_s()).run()
+    log(f"stage {index}: stopped by stage 0")
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _configure(
+    engine_args: Any, options: StageOptions, hello: control.Hello
+) -> tuple[VllmConfig, LayerRange]:
+    """This stage's vLLM configuration under stage 0's settings, once both are known to run the same model."""
+    mine = identity.read_config(engine_args.model)
+    if mine is not None:
+        identity.check_same_model(identity.comparable(mine), hello.model, options.stage_idx)
+    adopted = adopt(engine_args, hello.settings, options.stage_idx)
+    adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
+    try:
+        config = adopted.create_engine_config()
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"stage {options.stage_idx}: vLLM refuses this configuration: {first_line(error)}"
+        ) from None
+    if mine is None:
+        theirs = identity.comparable(identity.read_hub_config(config.model_config))
+        identity.check_same_model(theirs, hello.model, options.stage_idx)
+    return config, identity.own_range(options, config.model_config)
+
+
+def first_line(error: Exception) -> str:
+    """What a pydantic or vLLM error says, on one line."""
+    errors = getattr(error, "errors", None)
+    if callable(errors):
+        return "; ".join(str(e.get("msg", e)) for e in errors())
+    return " ".join(str(error).split())
