@@ -17,7 +17,7 @@ class CMakeBuild(build_ext):
     """Runs CMake where setuptools would call the compiler."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build into the place setuptools expects the module at (the package itself if editable)."""
+        """Configure and build into where setuptools expects the module (the package itself if editable)."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -1,4 +1,4 @@
-"""numpy dtypes <-> what the manifest says of them: a type string, or a list of named fields. No objects, no code."""
+"""numpy dtypes <-> the manifest's word for them: a type string, or a list of named fields. No objects."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def describe_dtype(dtype: np.dtype[Any], path: str, nesting: int = 0) -> Any:
         return dtype.str
     if len(dtype.names) > _MAX_FIELDS or nesting >= _MAX_NESTING:
         raise UnsupportedError(f"{path}: dtype {dtype} has too many fields, or too many levels of them")
+    fields: Any = dtype.fields
     described: list[Any] = [dtype.itemsize]
     for name in dtype.names:
-        field, offset = (dtype.fields or {})[name][:2]
+        field, offset = fields[name][:2]
         base, shape = field.subdtype or (field, ())
         described.append([name, offset, describe_dtype(base, path, nesting + 1), list(shape)])
     return described

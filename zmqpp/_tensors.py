@@ -1,8 +1,8 @@
 """A dict of values <-> a manifest (msgpack) and buffers: what a tensor dict looks like on the wire.
 
-Prose: docs/wire_format.md, section "Manifest". Values are exactly None, bool, int, float, str, bytes, list, dict,
-torch.Tensor, torch.nn.Parameter and numpy.ndarray; anything else is refused by name. Nothing is ever executed or
-imported because of what was received.
+Prose: docs/wire_format.md, section "Manifest". Values are exactly None, bool, int, float, str, bytes, list,
+dict, torch.Tensor, torch.nn.Parameter and numpy.ndarray; anything else is refused by name. Nothing is ever
+executed or imported because of what was received.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Encoded:
 
 
 def encode(values: dict[str, Any]) -> Encoded:
-    """Describe `values`; tensors and arrays are referred to, not copied, when they lie contiguous in CPU memory.
+    """Describe `values`; tensors and arrays that lie contiguous in CPU memory are referred to, not copied.
 
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
@@ -102,7 +102,7 @@ def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> d
     return values
 
 
-# ---- encoding --------------------------------------------------------------------------------------------------------
+# ---- encoding --------------------------------------------------------------------------------------------
 
 
 def _encode(value: Any, path: str, depth: int, out: Encoded) -> Any:
@@ -188,7 +188,7 @@ def _name(value: Any) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-# ---- decoding --------------------------------------------------------------------------------------------------------
+# ---- decoding --------------------------------------------------------------------------------------------
 
 
 class _Reader:

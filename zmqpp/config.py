@@ -30,9 +30,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class TransportConfig:
-    """How a link uses memory and time. Both sides may differ, except that limits must cover what the peer sends.
+    """How a link uses memory and time. Both sides may differ, but limits must cover what the peer sends.
 
-    Each field can be set by the environment: `chunk_bytes` by `ZMQPP_CHUNK_BYTES`, and so on (see `from_env`).
+    Each field can be set by the environment: `chunk_bytes` by `ZMQPP_CHUNK_BYTES`, and so on; see `from_env`.
     """
 
     chunk_bytes: int = 1 * _MIB
@@ -54,7 +54,7 @@ class TransportConfig:
     heartbeat_s: float = 1.0
     """An idle sender shows a sign of life this often; 0 = never."""
     peer_timeout_s: float = 5.0
-    """Silence after which a receiver gives its sender up; 0 = never. Several times the peer's `heartbeat_s`."""
+    """Silence after which a receiver gives its sender up; 0 = never. Several of the peer's heartbeats."""
     handshake_s: float = 10.0
     """A connection that has not completed ZeroMQ's handshake by then is dropped."""
     timeout_s: float = 300.0

@@ -47,7 +47,9 @@ def bind_endpoint(text: str | int) -> Endpoint:
 
 
 def connect_endpoint(text: str) -> Endpoint:
-    """Whom to connect to: `HOST:PORT`, `tcp://HOST:PORT` or `ipc:///path`. Names are resolved when connecting.
+    """Whom to connect to: `HOST:PORT`, `tcp://HOST:PORT` or `ipc:///path`.
+
+    Names are resolved when connecting, and again at each attempt.
 
     Raises:
         ConfigError: the text is none of these.

@@ -33,7 +33,7 @@ __all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
 class Relay(enum.IntEnum):
     """What a link passes on to the next place by itself, before and without Python.
 
-    A REQUEST goes down the ring, a REPLY goes back to the engine unopened, a NOTICE is read by everyone it passes.
+    A REQUEST goes down the ring, a REPLY goes back to the engine unopened, a NOTICE is read by all it passes.
     """
 
     NONE = 0
@@ -117,7 +117,7 @@ class RecvTicket:
         """The dict; the same one each time.
 
         Raises:
-            RecvTimeout: not there yet; the ticket keeps its place. SequenceError: a dict with another tag came.
+            RecvTimeout: not there yet; the ticket keeps its place. SequenceError: another tag came.
             MalformedError: the dict does not decode. The link's error: nothing more will come.
         """
         with self._lock:
@@ -125,8 +125,7 @@ class RecvTicket:
                 self._take(self._timeout_s if timeout_s is None else timeout_s)
             if self._error is not None:
                 raise self._error
-            assert self._values is not None  # by _take
-            return self._values
+            return self._values or {}
 
     def cancel(self) -> None:
         """Give the place up; its dict goes to the next ticket in order."""
@@ -163,11 +162,11 @@ class RecvTicket:
 
 
 class Link:
-    """One place on the ring: a PUSH that binds for the next place and a PULL that connects to the previous one.
+    """One place on the ring: a PUSH that binds for the next place, a PULL that connects to the previous one.
 
-    The first error of a half sticks: everything pending on it fails, and every later call. What was fully received
-    before is handed out first. The halves fail separately, so that a place that lost its upstream can still say so
-    downstream. All methods may be called from any thread; waiting releases the GIL and hears signals.
+    The first error of a half sticks: everything pending on it fails, and every later call. What was fully
+    received before is handed out first. The halves fail separately, so that a place that lost its upstream
+    can still say so downstream. Any thread may call any method; waits release the GIL and hear signals.
 
     Args:
         bind: where the next place connects, see `endpoint.bind_endpoint`; None = nothing is sent.
@@ -179,7 +178,7 @@ class Link:
         device: where tensors go that came from a device; None = CPU memory.
         rank, world_size: given on both sides, the receiver refuses a sender that is not rank - 1.
     Raises:
-        ConfigError: an address or setting is wrong. ConnectError: the address is in use or not of this machine.
+        ConfigError: an address or setting is wrong. ConnectError: it is in use, or not of this machine.
     """
 
     def __init__(
@@ -226,7 +225,7 @@ class Link:
         Raises:
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
             ConfigError: larger than `max_control_bytes`.
-        A message that finds no taker within `timeout_s` fails the sending half: losing it silently would be worse.
+        A message without a taker by then fails the sending half: losing it silently would be worse.
         """
         self._engine.send_control(body, int(route), tag, self._seconds(timeout_s))
 
@@ -269,16 +268,16 @@ class Link:
         return SendTicket(ticket, seconds)
 
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
-        """Send a dict; returns when the tensors may be overwritten. Raises as `isend_dict`, and SendTimeout."""
+        """Send a dict; return when its tensors may be overwritten. Raises as `isend_dict`; SendTimeout."""
         # The engine ends the ticket at the deadline; a little later means that the engine itself is stuck.
         self.isend_dict(tensors, tag=tag, timeout_s=timeout_s).wait(self._seconds(timeout_s) + 5.0)
 
     def irecv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> RecvTicket:
-        """Take the next place in the order of receives; never blocks. `timeout_s` is the default of its `wait`."""
+        """Take the next place in the order of receives; never blocks. `timeout_s` is for its `wait`."""
         return RecvTicket(self, tag, self._seconds(timeout_s))
 
     def recv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> dict[str, Any]:
-        """The next dict. Raises as `RecvTicket.wait`; after RecvTimeout the dict is still there for the next call."""
+        """The next dict. Raises as `RecvTicket.wait`; after RecvTimeout it is left for the next call."""
         ticket = self.irecv_dict(tag=tag, timeout_s=timeout_s)
         try:
             return ticket.wait()
@@ -314,7 +313,7 @@ class Link:
         return {**counters, "lane": self._lane}
 
     def close(self, linger_s: float | None = None) -> None:
-        """Refuse new work, send what is queued for up to `linger_s` if the peer is there, and free everything.
+        """Refuse new work, send what is queued for up to `linger_s` if the peer is there, free everything.
 
         Idempotent and silent. In a forked child it does nothing. Tensors that were received stay valid.
         """
@@ -344,7 +343,7 @@ class Link:
                 self._in_flight.popleft()
 
 
-# ---- opening ---------------------------------------------------------------------------------------------------------
+# ---- opening ---------------------------------------------------------------------------------------------
 
 _open_links: weakref.WeakSet[Link] = weakref.WeakSet()
 _EXIT_LINGER_S = 1.0
