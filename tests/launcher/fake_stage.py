@@ -1,6 +1,9 @@
 """Stands in for `vllm serve`: tells the same events, serves /health and a streamed completion on stage 0.
 
-python fake_stage.py INDEX API_PORT BEHAVIOUR      BEHAVIOUR: ok, slow, fail, crash, deaf (ignores SIGTERM), orphan
+python fake_stage.py INDEX API_PORT BEHAVIOUR
+
+Behaviours: ok; slow: never loads; fail: says why; crash: only its log does; deaf: ignores SIGTERM;
+orphan: stops, but has a child that ignores SIGTERM.
 """
 
 import http.server

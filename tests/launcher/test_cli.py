@@ -45,7 +45,9 @@ def outcome(*arguments: str) -> int:
         (["demo", "--timeout", "-1"], "--timeout -1"),
     ],
 )
-def test_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert outcome(*arguments) == 2
     said = capsys.readouterr()
     assert words in said.err
@@ -60,7 +62,9 @@ def test_base_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_module_and_version() -> None:
-    ran = subprocess.run([sys.executable, "-m", "zmqpp", "--version"], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "zmqpp", "--version"], capture_output=True, text=True, check=True
+    )
     assert ran.stdout.startswith("zmqpp ")
 
 
@@ -98,7 +102,9 @@ def test_demo_whose_stage_fails_says_why_in_one_line(
     assert said.count("\n") == 1
 
 
-def test_demo_with_refused_prompt_exits_with_2(staged: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_with_refused_prompt_exits_with_2(
+    staged: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*staged("ok", "ok"), "--prompt", "refuse"]) == 2
     assert "prompt is too long" in capsys.readouterr().err
 

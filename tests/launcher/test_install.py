@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -52,7 +51,9 @@ class Steps:
         return self.ran
 
 
-def test_second_install_does_nothing(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_second_install_does_nothing(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     steps = Steps(install, monkeypatch)
     assert steps.run(tmp_path) == ["venv", "vllm", "zmqpp"]
     assert steps.run(tmp_path) == []
@@ -81,14 +82,17 @@ def test_changed_sources_rebuild_zmqpp_only_and_a_changed_environment_everything
 
 
 def test_failing_command_shows_its_output(install: ModuleType) -> None:
-    with pytest.raises(install.InstallError, match="(?s)exit code 3.*what went wrong"):
+    with pytest.raises(install.InstallError, match=r"(?s)exit code 3.*what went wrong"):
         install.run([sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)"])
 
 
 def test_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     # A child with a grandchild that ignores SIGTERM, as a build with its compilers may.
-    deaf = f"import os,signal,time; signal.signal(15, signal.SIG_IGN); open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    deaf = (
+        "import os, signal, time; signal.signal(15, signal.SIG_IGN);"
+        f"open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
     child = f"import subprocess,sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
     outer = (
         f"import sys, signal; sys.path.insert(0, {str(SCRIPT.parent)!r}); import install\n"
@@ -101,13 +105,17 @@ def test_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.wait(10)
     deadline = time.monotonic() + 5
-    while os.path.exists(f"/proc/{pids.read_text()}") and time.monotonic() < deadline:
+    while Path("/proc", pids.read_text()).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{pids.read_text()}")
+    assert not Path("/proc", pids.read_text()).exists()
 
 
-def test_compiler_is_asked_for_by_the_package_that_brings_it(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_is_asked_for_by_the_package_that_brings_it(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(install.InstallError, match=r"(?s)apt install g\+\+.*dnf install gcc-c\+\+.*xcode-select"):
+    with pytest.raises(
+        install.InstallError, match=r"(?s)apt install g\+\+.*dnf install gcc-c\+\+.*xcode-select"
+    ):
         install.check_compiler()

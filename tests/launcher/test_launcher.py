@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from zmqpp.errors import ConfigError, LaunchError, RemoteError
 
+from zmqpp.errors import ConfigError, LaunchError, RemoteError
 from zmqpp.pipeline.client import Completion, stream_completion
 from zmqpp.pipeline.launcher import Launcher
 
@@ -97,7 +97,9 @@ def test_refused_completion_says_why(tmp_path: Path) -> None:
 def test_stage_that_reports_failure_is_named_with_its_reason(tmp_path: Path) -> None:
     with Launcher(fake_pipeline("slow", "fail"), tmp_path / "logs") as launcher:
         launcher.start()
-        with pytest.raises(LaunchError, match=r"stage 1 .*gap: layers 3-4 belong to no stage; .*stage_1\.log"):
+        with pytest.raises(
+            LaunchError, match=r"stage 1 .*gap: layers 3-4 belong to no stage; .*stage_1\.log"
+        ):
             launcher.wait_ready(30)
 
 
@@ -153,7 +155,9 @@ def test_two_pipelines_do_not_share_a_log_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize(("word", "behaviours"), [("STARTED", ("slow", "slow")), ("READY", ("orphan", "orphan"))])
+@pytest.mark.parametrize(
+    ("word", "behaviours"), [("STARTED", ("slow", "slow")), ("READY", ("orphan", "orphan"))]
+)
 def test_signal_stops_everything(
     tmp_path: Path, mark: str, word: str, behaviours: tuple[str, ...], signum: int
 ) -> None:
@@ -188,7 +192,9 @@ def test_second_ctrl_c_cuts_the_grace_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behaviours", [("ok", "ok"), ("deaf", "orphan")])
-def test_launcher_killed_outright_leaves_nothing(tmp_path: Path, mark: str, behaviours: tuple[str, ...]) -> None:
+def test_launcher_killed_outright_leaves_nothing(
+    tmp_path: Path, mark: str, behaviours: tuple[str, ...]
+) -> None:
     with launched(tmp_path, *behaviours) as process:
         wait_for(process, "READY")
         process.kill()
@@ -198,7 +204,11 @@ def test_launcher_killed_outright_leaves_nothing(tmp_path: Path, mark: str, beha
 def test_stages_end_even_when_the_guard_was_killed_too(tmp_path: Path, mark: str) -> None:
     with launched(tmp_path, "ok", "ok") as process:
         wait_for(process, "READY")
-        guards = [pid for pid in marked(mark) if b"zmqpp.pipeline.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        guards = [
+            pid
+            for pid in marked(mark)
+            if b"zmqpp.pipeline.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         for pid in guards:
             os.kill(pid, signal.SIGKILL)
         process.kill()

@@ -6,14 +6,22 @@ import socket
 import sys
 
 import pytest
-from zmqpp.errors import ConfigError
 
+from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, even_ranges
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
 
 API = ApiEndpoint("127.0.0.1", 8000, "docs-llama")
-VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "MODEL", "--pipeline-stage-mode", "external"]
+VLLM = [
+    sys.executable,
+    "-m",
+    "vllm.entrypoints.cli.main",
+    "serve",
+    "MODEL",
+    "--pipeline-stage-mode",
+    "external",
+]
 
 
 def flags(command: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The `zmqpp` command. Each subcommand has a file of its own with `add_to(subparsers)` and `run(arguments)`."""
+"""The `zmqpp` command. Each subcommand has its own file with `add_to(subparsers)` and `run(arguments)`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from zmqpp.errors import ConfigError, ZmqppError
-
 from zmqpp.cli import demo
+from zmqpp.errors import ConfigError, ZmqppError
 from zmqpp.pipeline.signals import StopRequested
 from zmqpp.version import __version__
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmqpp.errors import ConfigError
-
 from zmqpp.cli.demo_plan import demo_plan
+from zmqpp.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +35,18 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     add = parser.add_argument
     add("--stages", type=int, metavar="N", help="number of stages (default: 2, or one per range)")
     add("--prompt", default=DEFAULT_PROMPT, help="what to complete (default: %(default)r)")
-    add("--max-tokens", type=int, default=64, metavar="N", help="tokens to generate at most (default: %(default)s)")
-    add("--model", metavar="PATH", help="model folder or name (default: the 4M-parameter model that ships with zmqpp)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens to generate at most (default: %(default)s)",
+    )
+    add(
+        "--model",
+        metavar="PATH",
+        help="model folder or name (default: the 4M-parameter model that ships with zmqpp)",
+    )
     add(
         "--ranges",
         nargs="+",
@@ -96,7 +105,9 @@ def _show_loading(launcher: Launcher, console: Console, timeout_s: float) -> Non
     from zmqpp.pipeline.display import StageDisplay
 
     plan = launcher.plan
-    console.print(f"[bold]{plan.api.model_name}[/] in {plan.total} stages on ports {_ports(plan)}", soft_wrap=True)
+    console.print(
+        f"[bold]{plan.api.model_name}[/] in {plan.total} stages on ports {_ports(plan)}", soft_wrap=True
+    )
     started = time.monotonic()
     with StageDisplay(console) as display:
         try:
@@ -118,7 +129,9 @@ def _complete(launcher: Launcher, console: Console, arguments: argparse.Namespac
         first_s = first_s or time.monotonic() - started
         console.out(piece, end="", highlight=False)
         console.file.flush()
-    console.print(f"\n\nfirst word after {first_s:.2f} s, all after {time.monotonic() - started:.2f} s\n", style="dim")
+    console.print(
+        f"\n\nfirst word after {first_s:.2f} s, all after {time.monotonic() - started:.2f} s\n", style="dim"
+    )
 
 
 def _watched(launcher: Launcher, arguments: argparse.Namespace) -> Iterator[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from zmqpp.errors import ConfigError
-
 from zmqpp.layers import LayerRange, check_contiguous, even_ranges
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
@@ -59,7 +58,9 @@ def _stages(asked: int | None, ranges: int) -> int:
     if asked is None:
         return ranges or 2
     if ranges and ranges != asked:
-        raise ConfigError(f"--stages {asked} but {ranges} ranges: give one range per stage, or leave --stages out")
+        raise ConfigError(
+            f"--stages {asked} but {ranges} ranges: give one range per stage, or leave --stages out"
+        )
     if asked < 2:
         raise ConfigError(f"--stages {asked}: a pipeline needs at least 2 stages")
     return asked
@@ -136,11 +137,15 @@ def _devices() -> list[str]:
         if "cpu" in version("vllm"):
             return []
     except PackageNotFoundError:
-        raise ConfigError("vLLM is not installed in this environment; run `make build`, or pip install vllm") from None
+        raise ConfigError(
+            "vLLM is not installed in this environment; run `make build`, or pip install vllm"
+        ) from None
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)

@@ -15,7 +15,13 @@ from zmqpp.pipeline.state import StageState
 
 __all__ = ["StageDisplay", "count", "size"]
 
-_COLOURS = {"loading": "cyan", "loaded": "cyan", "ready": "bold green", "failed": "bold red", "stopped": "dim"}
+_COLOURS = {
+    "loading": "cyan",
+    "loaded": "cyan",
+    "ready": "bold green",
+    "failed": "bold red",
+    "stopped": "dim",
+}
 
 
 class StageDisplay:

@@ -33,7 +33,11 @@ class Guard:
         command = [sys.executable, "-m", "zmqpp.pipeline.guard", str(self._grace_s)]
         # A session of its own, so that neither Ctrl-C nor the end of the terminal reaches it.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         return self
 

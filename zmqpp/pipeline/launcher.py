@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 
 from zmqpp.errors import ConfigError, LaunchError
-
 from zmqpp.pipeline.client import is_healthy
 from zmqpp.pipeline.events import EVENTS_VARIABLE, read_events
 from zmqpp.pipeline.guard import Guard
@@ -35,8 +34,8 @@ _POLL_S = 0.1
 class Launcher:
     """Owns: all processes of the pipeline while entered. Thread: the main thread.
 
-    While entered, SIGINT, SIGTERM and SIGHUP raise StopRequested once; leaving stops every stage, and a signal
-    during that stop cuts the grace short. If this process is killed outright, its guard ends the stages.
+    While entered, SIGINT, SIGTERM and SIGHUP raise StopRequested once; leaving stops every stage, and a
+    signal during that stop cuts the grace short. If this process is killed outright, its guard ends them.
     """
 
     def __init__(self, plan: PipelinePlan, log_dir: Path, *, grace_s: float = 10.0) -> None:
@@ -79,7 +78,8 @@ class Launcher:
         changed = self._read_events()  # After the exit codes: a stage says why just before it ends.
         # One failure takes the neighbours down: the first that gave a reason of its own is the cause.
         failed = sorted(
-            (state for state in self.states if state.phase == "failed"), key=lambda state: state.settled_s or 0
+            (state for state in self.states if state.phase == "failed"),
+            key=lambda state: state.settled_s or 0,
         )
         culprits = failed or [state for state in self.states if ended[state.index]]
         if culprits:
@@ -102,7 +102,9 @@ class Launcher:
                 raise LaunchError(self._too_slow(timeout_s))
             time.sleep(_POLL_S)
 
-    def wait_ready(self, timeout_s: float, on_poll: Callable[[Sequence[StageState]], None] | None = None) -> None:
+    def wait_ready(
+        self, timeout_s: float, on_poll: Callable[[Sequence[StageState]], None] | None = None
+    ) -> None:
         """Block until the pipeline serves requests; raises as `watch` does."""
         for states in self.watch(timeout_s):
             if on_poll is not None:
@@ -140,7 +142,11 @@ class Launcher:
         code = process.exit_code()
         state.fail(clear_line(process.log_path))
         how = (
-            "failed" if code is None else f"ended (exit code {code})" if code >= 0 else f"was killed by signal {-code}"
+            "failed"
+            if code is None
+            else f"ended (exit code {code})"
+            if code >= 0
+            else f"was killed by signal {-code}"
         )
         reason = state.reason.removeprefix(f"stage {state.index}: ")
         return LaunchError(f"stage {state.index} {how}: {reason}; its log is {process.log_path}")
@@ -172,4 +178,6 @@ def _lock(folder: int, path: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(f"log folder {path} is in use by another pipeline; choose another with --log-dir") from None
+        raise ConfigError(
+            f"log folder {path} is in use by another pipeline; choose another with --log-dir"
+        ) from None

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zmqpp.errors import ConfigError
-
 from zmqpp.layers import LayerRange
 
 __all__ = ["ApiEndpoint", "PipelinePlan", "StagePlan"]
@@ -80,7 +79,7 @@ class PipelinePlan:
     """A whole pipeline on this host.
 
     Raises:
-        ConfigError: fewer than 2 stages, a number of ranges or environments that is not `total`, ports out of range.
+        ConfigError: fewer than 2 stages; ranges or environments that are not `total` in number; bad ports.
     """
 
     model: str
@@ -102,11 +101,12 @@ class PipelinePlan:
                 raise ConfigError(f"{len(given)} {name} for {self.total} stages: give one per stage, or none")
         if not 1 <= self.base_port <= 65535 - self.total:
             raise ConfigError(
-                f"base port {self.base_port}: ports {self.base_port} to {self.base_port + self.total} must lie within 1..65535"
+                f"base port {self.base_port}: {self.total} stages need the ports up to {self.return_port}, "
+                "and all must lie within 1..65535"
             )
         if self.base_port <= self.api.port <= self.return_port:
             raise ConfigError(
-                f"API port {self.api.port} lies within the ring's ports {self.base_port} to {self.return_port}"
+                f"API port {self.api.port} lies within the ring's ports {self.base_port}-{self.return_port}"
             )
         object.__setattr__(self, "stages", tuple(self._stage(index) for index in range(self.total)))
 

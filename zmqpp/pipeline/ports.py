@@ -1,4 +1,4 @@
-"""Which TCP ports of this host are free. A free port may be taken before it is used; the stage then says so."""
+"""Which TCP ports of this host are free. One may be taken before it is used; the stage then says so."""
 
 from __future__ import annotations
 

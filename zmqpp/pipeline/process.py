@@ -1,4 +1,4 @@
-"""One stage's process: started in a session of its own, stopped together with all it has started. Linux only."""
+"""One stage's process: in a session of its own, stopped together with all it has started. Linux only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StageProcess:
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Start it with its output in the log; returns its pid, which is its session's id too."""
-        with open(self.log_path, "wb") as log:
+        with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
@@ -56,7 +56,9 @@ class StageProcess:
 
     def is_gone(self) -> bool:
         """True when nothing of its session runs any more."""
-        return self._process is None or (self.exit_code() is not None and not session_members(self._process.pid))
+        return self._process is None or (
+            self.exit_code() is not None and not session_members(self._process.pid)
+        )
 
     def reap(self) -> None:
         """Kill what is left of the session, then collect the exit status. Idempotent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 __all__ = ["kill_session", "session_members", "signal_process"]
 
@@ -34,8 +35,7 @@ def signal_process(pid: int, signum: int) -> None:
 
 def _lives_in(pid: int, session: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
     # "pid (name) state ppid pgrp session ...": the name may hold spaces and parentheses (proc(5)).

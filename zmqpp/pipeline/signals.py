@@ -21,9 +21,9 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """While entered, the first stop signal raises StopRequested in the main thread; later ones are only counted.
+    """While entered, the first stop signal raises StopRequested in the main thread.
 
-    Raising once is what makes the clean-up that follows safe from a second Ctrl-C.
+    Later ones are only counted: that keeps the clean-up which follows safe from a second Ctrl-C.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

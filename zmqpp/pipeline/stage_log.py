@@ -17,11 +17,15 @@ _USAGE = re.compile(r"^[\w./ -]*: error: .+$")
 # How zmqpp itself ends: one line, made for people.
 _OURS = re.compile(r"^zmqpp: (?!warning)(error: )?")
 # True, but the effect of something said earlier in the same log.
-_CONSEQUENCE = ("Engine core initialization failed", "Engine process failed to start", "EngineCore encountered")
+_CONSEQUENCE = (
+    "Engine core initialization failed",
+    "Engine process failed to start",
+    "EngineCore encountered",
+)
 
 
 def clear_line(path: Path) -> str:
-    """Our own last word in the log, else its last exception or usage error, else its last line; never empty."""
+    """Our own last word in it, else the last exception or usage error, else the last line; never empty."""
     lines = [_bare(line) for line in _tail(path).splitlines()]
     lines = [line for line in lines if line.strip()]
     ours = [_OURS.sub("", line) for line in lines if _OURS.match(line)]
@@ -33,7 +37,7 @@ def clear_line(path: Path) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             return file.read().decode(errors="replace")
     except OSError:

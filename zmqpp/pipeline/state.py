@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["StageState"]
+__all__ = ["PHASES", "StageState"]
+
+
+PHASES = ("starting", "waiting", "loading", "loaded", "ready", "failed", "stopped")
+_COPIED = frozenset(
+    ("start_layer", "end_layer", "total_layers", "parameters", "sent_bytes", "received_bytes", "steps")
+)
 
 
 @dataclass
 class StageState:
-    """One stage as the launcher sees it. `phase` is one of starting, waiting, loading, loaded, ready, failed, stopped."""
+    """One stage as the launcher sees it; `phase` is one of PHASES."""
 
     index: int
     phase: str = "starting"
@@ -33,24 +39,13 @@ class StageState:
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; unknown events and fields are left for later releases."""
         phase = str(event.get("event", ""))
-        if (
-            phase in ("starting", "waiting", "loading", "loaded", "ready", "failed", "stopped")
-            and self.phase != "failed"
-        ):
+        if phase in PHASES and self.phase != "failed":
             self.phase = phase
         self.waiting_for = str(event.get("for", "")) if phase == "waiting" else ""
-        for name in (
-            "start_layer",
-            "end_layer",
-            "total_layers",
-            "parameters",
-            "reason",
-            "sent_bytes",
-            "received_bytes",
-            "steps",
-        ):
-            if name in event:
-                setattr(self, name, event[name])
+        for name in _COPIED.intersection(event):
+            setattr(self, name, event[name])
+        # The first reason is the cause; neighbours that lost this stage report it once more.
+        self.reason = self.reason or str(event.get("reason", ""))
         if "bytes" in event:
             self.size_bytes = event["bytes"]
         if phase in ("ready", "failed") and self.settled_s is None:
