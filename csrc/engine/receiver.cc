@@ -9,6 +9,7 @@ namespace zmqpp::engine {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;  // then look at the peer again
+constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tries again by itself
 constexpr double kGrace_s = 0.5;
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
 
@@ -132,15 +133,29 @@ bool Receiver::turn() {
   net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
                             {watch_.raw(), 0, net::kPollIn, 0},
                             {socket_.raw(), 0, net::kPollIn, 0}};
-  net::poll(items, room ? 3 : 2, silence_.remaining_ms());
+  net::poll(items, room ? 3 : 2, silence_.sooner(retry_).remaining_ms());
   return true;
 }
 
 void Receiver::watch_peer() {
   watch_.read_events();
   if (watch_.connected() && silence_.is_never()) restart_silence();
+  retry_if_stalled();
   const std::lock_guard lock(mutex_);
   last_refusal_ = watch_.last_refusal();
+}
+
+// libzmq gives an address up for good where something answered that is no ZeroMQ peer: perhaps only until the sender
+// gets its port.
+void Receiver::retry_if_stalled() {
+  if (!watch_.stalled()) {
+    retry_ = Deadline::never();
+  } else if (retry_.is_never()) {
+    retry_ = Deadline::after(kRetry_s);
+  } else if (retry_.expired()) {
+    retry_ = Deadline::after(kRetry_s);
+    socket_.connect_again(options_.connect);
+  }
 }
 
 // The sender beats when idle, so silence means a hung process, a dead host or a cut network.

@@ -48,6 +48,7 @@ class Receiver {
   void take_hello(net::Message& body);
   void take_control(const wire::Head& head, net::Message body);
   void relay(const wire::Head& head, net::Message& body);
+  void retry_if_stalled();
   void restart_silence();
   void check_silence();
   std::string who() const;
@@ -70,6 +71,7 @@ class Receiver {
   std::string last_refusal_;
 
   Deadline silence_ = Deadline::never();  // receiver thread only
+  Deadline retry_ = Deadline::never();
   bool warned_ = false;                   // the silence passed once already
   std::thread thread_;                    // last: starts when everything above is there
 };

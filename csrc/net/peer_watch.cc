@@ -10,6 +10,8 @@ namespace {
 constexpr int kWatchedEvents = kConnected | kConnectRetried | kAccepted | kDisconnected | kHandshakeFailedNoDetail |
                                kHandshakeSucceeded | kHandshakeFailedProtocol | kHandshakeFailedAuth;
 
+constexpr const char* kStranger = "what answers there does not speak ZeroMQ's protocol";
+
 // Contexts are separate per link, but the name must be unique within one.
 std::string next_name() {
   static std::atomic<unsigned> count{0};
@@ -54,12 +56,18 @@ void PeerWatch::close() noexcept {
 void PeerWatch::on_event(int event, int value) {
   switch (event) {
     case kAccepted:
-    case kConnected: open_.insert(value); return;
+    case kConnected:
+      open_.insert(value);
+      stalled_ = false;
+      return;
     case kHandshakeSucceeded: return on_handshake();
     case kDisconnected: return on_disconnected(value);
-    case kConnectRetried: last_refusal_ = "nobody answers there"; return;
+    case kConnectRetried:
+      if (last_refusal_.empty()) last_refusal_ = "nobody answers there";
+      stalled_ = false;
+      return;
     case kHandshakeFailedNoDetail: last_refusal_ = "the handshake broke off"; break;
-    case kHandshakeFailedProtocol: last_refusal_ = "what answers there is no zmqpp sender"; break;
+    case kHandshakeFailedProtocol: last_refusal_ = kStranger; break;
     case kHandshakeFailedAuth: last_refusal_ = "authentication was refused"; break;
     default: return;
   }
@@ -77,6 +85,10 @@ void PeerWatch::on_handshake() {
 
 void PeerWatch::on_disconnected(int fd) {
   open_.erase(fd);
+  if (!connected_) {
+    stalled_ = true;
+    if (!handshake_failed_) last_refusal_ = kStranger;
+  }
   const bool was_candidate = candidates_.erase(fd) > 0;
   if (handshake_failed_) {
     handshake_failed_ = false;

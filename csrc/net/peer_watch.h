@@ -28,6 +28,7 @@ class PeerWatch {
   bool connected() const { return connected_; }
   bool lost() const { return lost_; }          // was connected, and no longer is; stays so
   bool crowded() const { return crowded_; }    // a second peer completed a handshake
+  bool stalled() const { return stalled_; }    // a connecting socket was refused, and libzmq does not try again
   const std::string& last_refusal() const { return last_refusal_; }  // why the latest attempt failed, or empty
   void* raw() const { return pair_.raw(); }
   void close() noexcept;
@@ -47,6 +48,7 @@ class PeerWatch {
   bool connected_ = false;
   bool lost_ = false;
   bool crowded_ = false;
+  bool stalled_ = false;
   std::string last_refusal_;
 };
 

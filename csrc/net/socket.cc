@@ -63,6 +63,11 @@ void Socket::connect(const std::string& endpoint) {
   if (zmq().connect(raw_, endpoint.c_str()) != 0) fail("connect", endpoint_code(zmq().last_errno()), endpoint);
 }
 
+void Socket::connect_again(const std::string& endpoint) {
+  zmq().disconnect(raw_, endpoint.c_str());  // fails when libzmq has dropped the endpoint by itself: as well
+  connect(endpoint);
+}
+
 std::string Socket::last_endpoint() const {
   std::array<char, 512> text{};
   std::size_t size = text.size();

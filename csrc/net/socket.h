@@ -37,6 +37,7 @@ class Socket {
   void set_text(Option option, const std::string& value);
   void bind(const std::string& endpoint);
   void connect(const std::string& endpoint);
+  void connect_again(const std::string& endpoint);
   std::string last_endpoint() const;
 
   bool try_send(Message& message, bool more);  // false: would block; the message is still the caller's

@@ -47,6 +47,7 @@ void resolve_all(void* library, ZmqApi& out) {
   resolve(library, "zmq_getsockopt", out.getsockopt);
   resolve(library, "zmq_bind", out.bind);
   resolve(library, "zmq_connect", out.connect);
+  resolve(library, "zmq_disconnect", out.disconnect);
   resolve(library, "zmq_socket_monitor", out.socket_monitor);
   resolve(library, "zmq_poll", out.poll);
   resolve(library, "zmq_msg_init", out.msg_init);

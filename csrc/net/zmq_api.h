@@ -40,6 +40,7 @@ struct ZmqApi {
   int (*getsockopt)(void*, int, void*, std::size_t*);
   int (*bind)(void*, const char*);
   int (*connect)(void*, const char*);
+  int (*disconnect)(void*, const char*);
   int (*socket_monitor)(void*, const char*, int);
   int (*poll)(PollItem*, int, long);
   int (*msg_init)(RawMessage*);

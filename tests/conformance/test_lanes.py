@@ -1,0 +1,138 @@
+"""One suite for every lane, between threads and between processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conformance.echo import ring_of_two
+from tests.links import assert_same
+from zmqpp._tensors import WIRE_DTYPES
+from zmqpp.transport import Link, Route
+
+MIB = 1 << 20
+PLACES = [("tcp", "threads"), ("tcp", "processes"), ("ipc", "threads"), ("ipc", "processes")]
+
+
+@pytest.fixture(scope="module", params=PLACES, ids=["-".join(place) for place in PLACES])
+def link(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+    """A ring of two; the other place echoes."""
+    lane, where = request.param
+    folder = Path(tmp_path_factory.mktemp("r"))
+    with ring_of_two(lane, where, folder) as here:
+        assert here.stats()["lane"] == lane
+        yield here
+
+
+def test_every_dtype_arrives_with_the_same_bits(link: Link) -> None:
+    sent = {
+        name: torch.randint(0, 2, (3, 5 * dtype.itemsize), dtype=torch.uint8).view(dtype)
+        for name, dtype in WIRE_DTYPES.items()
+    }
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
+def test_shapes_strides_and_views_arrive_as_dense_tensors(link: Link) -> None:
+    base = torch.arange(2 * 3 * 4, dtype=torch.float32).view(2, 3, 4)
+    sent = {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 7),
+        "transposed": base.permute(2, 0, 1),
+        "strided": base[:, ::2, 1:],
+        "expanded": torch.tensor([1.0]).expand(4, 5),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "negative": torch.tensor([1 + 2j]).conj().imag,
+    }
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
+def test_plain_values_keep_type_order_and_bits(link: Link) -> None:
+    sent = {
+        "z": None,
+        "a": [True, 1, 1.0, -0.0, math.inf, math.nan, 1 << 200, -(1 << 200), 2**64 - 1, -(2**63)],
+        "text": ["", "ä", "\ud800lone", b"\x00\xff", b""],
+        "nested": {1: {"deep": [torch.ones(2), {"x": np.arange(3)}]}, None: [], True: {}, b"k": 2.5, 1.5: "f"},
+    }
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
+def test_numpy_arrays_keep_dtype_and_byte_order(link: Link) -> None:
+    record = np.dtype([("id", "<i4"), ("pair", ">f8", (2,)), ("name", "S5")])
+    sent = {
+        "big": np.arange(6, dtype=">i4").reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "scalar": np.array(3.5),
+        "text": np.array(["ab", "c"]),
+        "time": np.array(["2026-01-01"], dtype="M8[s]"),
+        "span": np.array([5], dtype="m8[us]"),
+        "record": np.zeros(3, dtype=record),
+        "none": np.zeros((0, 4), dtype="c8"),
+    }
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 65536 - 64, 65536, 65537, MIB - 1, MIB, MIB + 1, 3 * MIB + 5])
+def test_sizes_around_inline_and_chunk_limits(link: Link, size: int) -> None:
+    sent = {"bytes": torch.randint(0, 255, (size,), dtype=torch.uint8), "after": torch.tensor([size])}
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
+def test_large_dict_of_64_mib(link: Link) -> None:
+    sent = {"large": torch.randint(0, 255, (64 * MIB,), dtype=torch.uint8)}
+    ticket = link.isend_dict(sent)
+    got = link.recv_dict(timeout_s=30)
+    ticket.wait()
+    assert torch.equal(got["large"], sent["large"])
+
+
+def test_several_in_flight_arrive_in_order(link: Link) -> None:
+    receives = [link.irecv_dict() for _ in range(12)]
+    sent = [{"step": i, "x": torch.full((50_000 * (i % 3) + 1,), i)} for i in range(12)]
+    sends = [link.isend_dict(values) for values in sent]
+    for ticket, values in zip(receives, sent, strict=True):
+        assert_same(ticket.wait(), values)
+    for send in sends:
+        send.wait()
+
+
+def test_source_may_be_overwritten_after_wait(link: Link) -> None:
+    values = torch.ones(2 * MIB)
+    link.isend_dict({"x": values}).wait()
+    values.zero_()
+    assert bool((link.recv_dict()["x"] == 1).all())
+
+
+def test_received_tensors_are_writable_and_apart(link: Link) -> None:
+    for _ in range(2):
+        link.send_dict({"x": torch.zeros(MIB)})
+    first, second = link.recv_dict()["x"], link.recv_dict()["x"]
+    first.fill_(7)
+    assert not second.any()
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, MIB])
+def test_control_messages_keep_body_route_and_tag(link: Link, size: int) -> None:
+    body = bytes(size)
+    link.send_control(body, route=Route.REQUEST, tag=size)
+    got = link.recv_control(10)
+    assert (got.body, got.route, got.tag) == (body, Route.REQUEST, size)
+
+
+def test_control_messages_pass_while_a_dict_is_on_its_way(link: Link) -> None:
+    ticket = link.isend_dict({"x": torch.zeros(4 * MIB)})
+    for i in range(100):
+        link.send_control(b"%d" % i, route=Route.LINK)
+    assert [int(link.recv_control(10).body) for _ in range(100)] == list(range(100))
+    ticket.wait()
+    link.recv_dict()

@@ -1,0 +1,87 @@
+"""What every test must leave behind: nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch  # its threads and files are there before the first snapshot
+
+torch.set_num_threads(1)
+
+_GRACE_S = 5.0
+"""Threads of ZeroMQ and dying processes may take a moment."""
+_OUR_THREADS = ("zmqpp", "ZMQbg")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No descriptor, thread, child process or shared file remains. vLLM keeps its own, so not for its tests."""
+    if request.node.get_closest_marker("vllm"):
+        yield
+        return
+    before = {name: look() for name, look in _LEFTOVERS.items()}
+    yield
+    deadline = time.monotonic() + _GRACE_S
+    while left := {name: new for name, look in _LEFTOVERS.items() if (new := look() - before[name])}:
+        if time.monotonic() > deadline:
+            pytest.fail(f"the test left something behind: {left}")
+        gc.collect()
+        time.sleep(0.01)
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
+    return {fd for fd in found if any(kind in fd for kind in ("socket:", "eventfd", "pipe:", "eventpoll"))}
+
+
+def _threads() -> set[str]:
+    found = {f"python {thread.name} {thread.ident}" for thread in threading.enumerate()}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name = (task / "comm").read_text().strip()
+        except OSError:
+            continue
+        if name.startswith(_OUR_THREADS):
+            found.add(f"native {name} {task.name}")
+    return found
+
+
+def _children() -> set[str]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+        except OSError:
+            continue
+        found.update(pid for pid in pids if not _is_resource_tracker(pid))
+    return found
+
+
+def _is_resource_tracker(pid: str) -> bool:
+    try:
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def _shared_files() -> set[str]:
+    return {str(path) for path in Path("/dev/shm").glob("zmqpp*")}
+
+
+_LEFTOVERS: dict[str, Callable[[], set[str]]] = {
+    "descriptors": _descriptors,
+    "threads": _threads,
+    "children": _children,
+    "shared files": _shared_files,
+}
