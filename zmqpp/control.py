@@ -22,6 +22,9 @@ from zmqpp.errors import MalformedError
 PROTOCOL_VERSION = 1
 """Changes whenever a message below changes meaning; compared in the hello."""
 
+PIPELINE = -1
+"""In place of a stage's index: no stage alone is at fault."""
+
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True, frozen=True):
     """Base of all control messages."""
@@ -97,11 +100,15 @@ class StepReply(Message, tag="step-reply"):
 
 
 class Failed(Message, tag="failed"):
-    """Stage `stage` cannot go on; whoever reads this stops and repeats the reason."""
+    """Stage `stage` (PIPELINE: all of them together) cannot go on; whoever reads this stops and repeats why."""
 
     stage: int
     reason: str
     traceback: str = ""
+
+    def __str__(self) -> str:
+        named = self.stage == PIPELINE or self.reason.startswith(f"stage {self.stage}")
+        return self.reason if named else f"stage {self.stage} failed: {self.reason}"
 
 
 class Stop(Message, tag="stop"):

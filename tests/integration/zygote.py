@@ -76,9 +76,10 @@ class Running:
         self.started = time.monotonic()
 
     def wait(self, within_s: float) -> Ended:
-        """Its end, or a kill after `within_s`."""
+        """Its end, or a kill `within_s` from now; its seconds count from its start."""
         status = Path(f"{self.log}.status")
-        while not status.exists() and time.monotonic() - self.started < within_s:
+        deadline = time.monotonic() + within_s
+        while not status.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         seconds = time.monotonic() - self.started
         code = int(status.read_text()) if status.exists() else None
@@ -105,6 +106,7 @@ def serve_requests() -> None:
 def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def]
     """In the fork: run the command in a further fork, and leave its exit status beside the log."""
     os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -136,5 +138,5 @@ def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the forks are reaped by the kernel
     serve_requests()

@@ -164,6 +164,14 @@ def worker_modules() -> list[ModuleType]:
     return [importlib.import_module(name) for name in names]
 
 
+def configure_logging(vllm_config: Any) -> None:
+    """Log in a child process as vLLM's own children do; older versions configure at import."""
+    configure = getattr(importlib.import_module("vllm.logger"), "configure_logging", None)
+    config = getattr(vllm_config, "logging_config", None)
+    if configure is not None and config is not None:
+        configure(config)
+
+
 def set_pipeline_group(group: Any) -> None:
     """Make `group` what `get_pp_group()` returns in this process."""
     parallel_state = importlib.import_module("vllm.distributed.parallel_state")
@@ -207,6 +215,20 @@ def check_engine_flags(given: Any, where: str) -> None:
             f"--distributed-executor-backend {backend} contradicts --pipeline-stage-mode external, which brings its own; "
             f"leave it out"
         )
+
+
+def give_engine_time_to_stop(seconds: float) -> None:
+    """Let EngineCore tell the stages to stop before vLLM's API server, by default at once, kills it."""
+    utils = importlib.import_module("vllm.v1.engine.utils")
+    plain = getattr(utils, "get_engine_process_shutdown_timeout", None)
+    if plain is None:
+        return
+
+    def timeout(request_timeout: float | None, process_timeout: float | None) -> float | None:
+        given: float | None = plain(request_timeout, process_timeout)
+        return max(given, seconds) if given is not None and request_timeout == 0 else given
+
+    utils.get_engine_process_shutdown_timeout = timeout  # type: ignore[attr-defined]
 
 
 def name_failure_to_clients(reason: Any) -> None:

@@ -52,7 +52,7 @@ class ExternalStageExecutor(Executor):
             self.ring = EngineRing(self._first.link, self.options.total_stages, self._first.check)
             self._greet()
             self._load()
-            failure.watch_parent(self.shutdown)
+            failure.watch_parent(self._abandon)
             self.ring.start_watching()
         except ZmqppError as error:
             self.shutdown()
@@ -186,6 +186,11 @@ class ExternalStageExecutor(Executor):
         """Counters of each stage's link, in stage order."""
         stats: list[dict[str, Any]] = self.ring.call(STATS).result()
         return stats
+
+    def _abandon(self) -> None:
+        """The API server died: whoever is left learns it from here. Thread: the parent watch."""
+        self.ring.refuse("stage 0: its API server process is gone", stage=0)
+        self.shutdown()
 
     def shutdown(self) -> None:
         """Stop every stage; safe to call twice and at any time."""

@@ -54,7 +54,7 @@ class FirstStage:
         if self._process.is_alive():
             return
         self._process.join()
-        raise StageError(f"stage 0 failed: {self._last_word() or f'its process ended ({self._exit()})'}")
+        raise StageError(self._last_word() or f"stage 0: its process ended ({self._exit()})")
 
     def _last_word(self) -> str:
         try:
@@ -87,12 +87,14 @@ def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report
     from vllm.logger import init_logger
     from vllm.utils.system_utils import decorate_logs, set_process_title
 
+    from zmqpp.vllm import compat
     from zmqpp.vllm.identity import own_range
     from zmqpp.vllm.stage import Stage
     from zmqpp.vllm.timeouts import startup_s, step_s
 
     # Ctrl-C reaches the whole terminal group; the engine decides when its stages end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
     try:
@@ -119,7 +121,7 @@ def _leave(report: Connection, reason: str, error: Exception | None = None) -> N
     if error is not None:
         traceback.print_exception(error)
     try:
-        report.send(reason.removeprefix("stage 0: "))
+        report.send(reason)
     except OSError:
         pass  # The engine is gone; nobody is left to tell.
     raise SystemExit(1)

@@ -168,16 +168,16 @@ class EngineRing:
             if self.failure is not None:
                 raise self.failure
             try:
-                received = self.link.recv_control(timeout_s)
+                self._take(control.decode(self.link.recv_control(timeout_s).body))
             except RecvTimeout:
                 self._look_around()
-                return
             except PeerLostError as error:
                 raise self._lost_last_stage(error) from None
+            except StageError:
+                raise
             except ZmqppError as error:
-                reason = f"the link from stage {self.stages - 1} is unusable: {error}"
-                raise self._fail(StageError(reason), control.Failed(self.stages - 1, reason)) from None
-            self._take(control.decode(received.body))
+                reason = f"stage {self.stages - 1}: what comes from it cannot be used: {error}"
+                raise self._fail(control.Failed(self.stages - 1, reason)) from None
 
     def _take(self, message: control.AnyMessage) -> None:
         if isinstance(message, control.StepReply):
@@ -188,40 +188,39 @@ class EngineRing:
             call = self._calls.get(message.call)
             if call is not None and call.add(message):
                 del self._calls[message.call]
-        elif isinstance(message, control.HelloReply):
+        elif isinstance(message, control.HelloReply) and 0 <= message.stage < self.stages:
             self._hello[message.stage] = message
         elif isinstance(message, control.Failed):
-            raise self._fail(StageError(f"stage {message.stage} failed: {message.reason}"), message)
+            raise self._fail(message)
 
     def _look_around(self) -> None:
         try:
             self._check_child()
         except StageError as error:
-            raise self._fail(error, control.Failed(0, str(error))) from None
+            raise self._fail(control.Failed(0, str(error))) from None
 
-    def refuse(self, reason: str) -> None:
-        """The stages do not fit together: tell them all why."""
-        self._fail(StageError(reason), control.Failed(0, reason))
+    def refuse(self, reason: str, stage: int = control.PIPELINE) -> None:
+        """End the pipeline from this side: tell all stages why, and which one is at fault if one is."""
+        self._fail(control.Failed(stage, reason))
 
     # ---- failure -----------------------------------------------------------------------------------------
 
     def _lost_last_stage(self, error: PeerLostError) -> StageError:
         last = self.stages - 1
-        reason = f"stage {last} at {self.link.connect} is lost: {error}"
-        return self._fail(StageError(f"stage {last} failed: {reason}"), control.Failed(last, reason))
+        return self._fail(control.Failed(last, f"stage {last} at {self.link.connect} is lost: {error}"))
 
     def _lost_first_stage(self, error: PeerLostError) -> StageError:
         try:
             self._check_child()
         except StageError as exited:
-            return self._fail(exited, control.Failed(0, str(exited)))
-        return self._fail(StageError(f"stage 0's process is lost: {error}"), control.Failed(0, str(error)))
+            return self._fail(control.Failed(0, str(exited)))
+        return self._fail(control.Failed(0, f"stage 0's process is lost: {error}"))
 
-    def _fail(self, error: StageError, notice: control.Failed) -> StageError:
+    def _fail(self, notice: control.Failed) -> StageError:
         """The first failure sticks: every future hears it, and so does every stage that is still there."""
         if self.failure is not None:
             return self.failure
-        self.failure = error
+        self.failure = error = StageError(str(notice))
         for future in [*self._steps.values(), *(call.future for call in self._calls.values())]:
             if not future.done():
                 future.set_exception(error)

@@ -14,6 +14,9 @@ from zmqpp.vllm import compat, failure, identity
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions, read_flags
 from zmqpp.vllm.start_checks import check_addresses
 
+_STOP_S = 5.0
+"""For the engine to tell the stages that the pipeline ends."""
+
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -68,6 +71,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     }
     path = failure.open_file()
     compat.name_failure_to_clients(failure.read)
+    compat.give_engine_time_to_stop(_STOP_S)
     try:
         plain(args)
         reason = failure.read()

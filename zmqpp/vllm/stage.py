@@ -176,7 +176,7 @@ class Stage:
         elif isinstance(message, control.Hello):
             self._run_hello(message)
         elif isinstance(message, control.Failed):
-            raise StageError(f"stage {message.stage} failed: {message.reason}")
+            raise StageError(str(message))
         elif isinstance(message, control.Stop):
             return False
         return True
@@ -290,15 +290,14 @@ class Stage:
         """The link to the previous place broke: the cause is what a notice says, else that place itself."""
         known = self._known_failure()
         if known is not None:
-            return StageError(f"stage {known.stage} failed: {known.reason}")
+            return StageError(str(known))
         if self.options.is_first:
-            reason = "the engine process of stage 0 is gone"
-            self._tell_others(reason)
-            return StageError(f"stage 0: {reason}")
-        before = self.index - 1
-        reason = f"stage {self.index} lost it at {self.link.connect}: {error}"
-        self._tell_others(reason, stage=before)
-        return StageError(f"stage {before} failed: {reason}")
+            lost = control.Failed(0, "stage 0: its engine process is gone")
+        else:
+            before = self.index - 1
+            lost = control.Failed(before, f"stage {before} at {self.link.connect} is lost: {error}")
+        self._send_failed(lost)
+        return StageError(str(lost))
 
     def _known_failure(self) -> control.Failed | None:
         """A notice that arrived before the link broke and was not read yet."""
@@ -310,9 +309,11 @@ class Stage:
             if isinstance(message, control.Failed):
                 return message
 
-    def _tell_others(self, reason: str, trace: str = "", stage: int | None = None) -> None:
-        failed = control.Failed(self.index if stage is None else stage, reason, trace)
-        emit(failed.stage, "failed", reason=reason)
+    def _tell_others(self, reason: str, trace: str = "") -> None:
+        emit(self.index, "failed", reason=reason)
+        self._send_failed(control.Failed(self.index, reason, trace))
+
+    def _send_failed(self, failed: control.Failed) -> None:
         try:
             self.link.send_control(control.encode(failed), route=Route.NOTICE, timeout_s=_REPORT_S)
         except ZmqppError:

@@ -1,0 +1,108 @@
+"""A stage that dies: everyone else says which one, requests get an error, nothing hangs, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.serving import FLAGS, NAME, Served
+from tests.integration.test_mistakes import assert_one_line, stage
+from tests.integration.zygote import Running, Zygote
+from zmqpp.models import docs_llama
+from zmqpp.pipeline.ports import free_base_port
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+def start(zygote: Zygote, total: int) -> tuple[Served, list[Running]]:
+    port = free_base_port(total + 2)
+    flags = ["serve", str(docs_llama())]
+    running = [
+        zygote.start([*flags, *stage(i, total, port), *FLAGS, *(["--served-model-name", NAME] if i == 0 else [])])
+        for i in range(total)
+    ]
+    served = Served(f"http://127.0.0.1:{port + total + 1}")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{served.url}/health", timeout=2).status_code == 200:
+                return served, running
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError("\n".join(each.log.read_text()[-2000:] for each in running))
+
+
+def session_of(running: Running) -> list[int]:
+    """Processes of a started command line, by their session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == running.pid:
+                found.append(int(entry.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def command_pid(running: Running) -> int:
+    """The `vllm serve` process itself: the only child of the one that waits for it."""
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    return int(children[0])
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_killed_stage_is_named_by_everyone_within_seconds(zygote: Zygote, victim: int) -> None:
+    served, running = start(zygote, 3)
+    answers: list[httpx.Response] = []
+    body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
+    request = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{served.url}/v1/completions", json=body, timeout=30))
+    )
+    request.start()
+    time.sleep(1.0)
+    killed_at = time.monotonic()
+    os.kill(command_pid(running[victim]), signal.SIGKILL)
+    request.join(10)
+    assert answers and answers[0].status_code == 500
+    assert f"stage {victim}" in answers[0].text
+    with pytest.raises(httpx.TransportError):
+        for _ in range(50):
+            assert httpx.get(f"{served.url}/health", timeout=2).status_code == 503
+            time.sleep(0.1)
+    for index in {0, 1, 2} - {victim}:
+        ended = running[index].wait(15)
+        assert ended.code not in (0, None), ended.output[-2000:]
+        assert f"stage {victim} at tcp://127.0.0.1" in ended.output.rpartition("zmqpp: error: ")[2]
+    assert time.monotonic() - killed_at < 12
+
+
+def test_stage_0_killed_in_an_idle_moment_ends_the_others(zygote: Zygote) -> None:
+    _, running = start(zygote, 2)
+    os.kill(command_pid(running[0]), signal.SIGKILL)
+    assert_one_line(running[1].wait(15), "stage 0")
+    deadline = time.monotonic() + 10
+    while len(session_of(running[0])) > 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert session_of(running[0]) == []
+
+
+def test_stage_0_stopped_by_a_signal_stops_the_others_in_good_order(zygote: Zygote) -> None:
+    _, running = start(zygote, 2)
+    os.kill(command_pid(running[0]), signal.SIGTERM)
+    ended: list[Any] = [each.wait(20) for each in running]
+    assert ended[1].code == 0, ended[1].output[-2000:]
+    assert "stage 1: stopped by stage 0" in ended[1].output
+    assert "zmqpp: error" not in ended[0].output
