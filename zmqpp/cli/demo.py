@@ -125,10 +125,14 @@ def _complete(launcher: Launcher, console: Console, arguments: argparse.Namespac
     """Print the prompt, then each piece as it comes."""
     console.print(arguments.prompt, style="bold", end="", markup=False, soft_wrap=True)
     started, first_s = time.monotonic(), 0.0
-    for piece in _watched(launcher, arguments):
-        first_s = first_s or time.monotonic() - started
-        console.out(piece, end="", highlight=False)
-        console.file.flush()
+    try:
+        for piece in _watched(launcher, arguments):
+            first_s = first_s or time.monotonic() - started
+            console.out(piece, end="", highlight=False)
+            console.file.flush()
+    except BaseException:
+        console.print()  # What stopped it goes on a line of its own.
+        raise
     console.print(
         f"\n\nfirst word after {first_s:.2f} s, all after {time.monotonic() - started:.2f} s\n", style="dim"
     )
