@@ -21,7 +21,7 @@ _OUR_THREADS = ("zmqpp", "ZMQbg")
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No descriptor, thread, child process or shared file remains. vLLM keeps its own, so not for its tests."""
+    """No descriptor, thread, child process or shared file remains. Not for vLLM, which keeps its own."""
     if request.node.get_closest_marker("vllm"):
         yield
         return

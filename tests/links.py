@@ -73,4 +73,6 @@ def assert_same(got: Any, sent: Any) -> None:
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""
+    return (
+        ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""
+    )

@@ -17,7 +17,7 @@ _MAX_NESTING = 8
 
 
 def describe_dtype(dtype: np.dtype[Any], path: str, nesting: int = 0) -> Any:
-    """`"<f4"`, or for structured dtypes `[itemsize, [name, offset, dtype, shape], ...]`.
+    """`"<f4"`, or for structured dtypes `[itemsize, [name, offset, dtype, shape, title], ...]`.
 
     Raises:
         UnsupportedError: it holds Python objects, or is of a kind without plain bytes.
@@ -33,9 +33,11 @@ def describe_dtype(dtype: np.dtype[Any], path: str, nesting: int = 0) -> Any:
     fields: Any = dtype.fields
     described: list[Any] = [dtype.itemsize]
     for name in dtype.names:
-        field, offset = fields[name][:2]
+        field, offset, title = (*fields[name], None)[:3]
+        if title is not None and type(title) is not str:
+            raise UnsupportedError(f"{path}: the field {name!r} of dtype {dtype} has a title that is no str")
         base, shape = field.subdtype or (field, ())
-        described.append([name, offset, describe_dtype(base, path, nesting + 1), list(shape)])
+        described.append([name, offset, describe_dtype(base, path, nesting + 1), list(shape), title])
     return described
 
 
@@ -51,11 +53,18 @@ def parse_dtype(described: Any, nesting: int = 0) -> np.dtype[Any]:
         return np.dtype(described)
     if type(described) is not list or not 1 <= len(described) <= _MAX_FIELDS + 1 or nesting >= _MAX_NESTING:
         raise MalformedError("manifest: malformed array dtype", op="decode")
-    names, offsets, formats = [], [], []
-    for name, offset, base, shape in described[1:]:
+    names, offsets, formats, titles = [], [], [], []
+    for name, offset, base, shape, title in described[1:]:
         if type(name) is not str or type(offset) is not int or type(shape) is not list:
             raise MalformedError("manifest: malformed field of an array dtype", op="decode")
+        if title is not None and type(title) is not str:
+            raise MalformedError("manifest: malformed title of an array field", op="decode")
         names.append(name)
+        titles.append(title)
         offsets.append(offset)
         formats.append((parse_dtype(base, nesting + 1), tuple(shape)))
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": described[0]})
+    layout: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": described[0]}
+    if any(titles):
+        layout["titles"] = titles
+    parsed: np.dtype[Any] = np.dtype(layout)
+    return parsed

@@ -1,4 +1,5 @@
 // The wire format's reader and writer, for the tests and tools written in Python.
+#include "base/align.h"
 #include "bind/register.h"
 #include "net/zmq_api.h"
 #include "wire/head.h"
@@ -41,7 +42,7 @@ py::dict read_head(const std::string& bytes, std::size_t body_size) {
 void register_wire(py::module_& m) {
   m.attr("WIRE_VERSION") = wire::kVersion;
   m.attr("HEAD_SIZE") = wire::kHeadSize;
-  m.attr("ALIGN") = wire::kAlign;
+  m.attr("ALIGN") = kAlign;
   m.attr("FLAG_INLINE") = wire::kFlagInline;
   m.attr("MAX_MANIFEST_BYTES") = wire::kMaxManifestBytes;
   m.attr("MAX_INLINE_BYTES") = wire::kMaxInlineBytes;

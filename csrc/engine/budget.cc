@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "wire/constants.h"
+#include "base/align.h"
 
 namespace zmqpp::engine {
 namespace {
@@ -65,7 +65,7 @@ Error Budget::timeout_error(double waited_s) const {
 
 BudgetedMessage make_body(std::size_t size, Budget& budget) {
   if (size <= kSmallBody) return {net::Message(size), size};
-  const std::size_t front = wire::align_up(sizeof(Lease));
+  const std::size_t front = align_up(sizeof(Lease));
   auto* memory = static_cast<std::uint8_t*>(std::malloc(front + size));
   if (memory == nullptr) {
     budget.release(size, 1);

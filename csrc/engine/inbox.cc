@@ -73,6 +73,7 @@ bool Inbox::is_ready(const RecvTicketPtr& ticket) const {
 
 std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& deadline) {
   std::unique_lock lock(mutex_);
+  drop_stale(ticket);
   wait_for(lock, deadline, [&] { return ticket->dict || error_; });
   if (ticket->dict) {
     std::optional<Dict> dict = std::exchange(ticket->dict, std::nullopt);
@@ -82,6 +83,20 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
   }
   if (error_) throw *error_;
   return std::nullopt;
+}
+
+// A dict that reached its ticket before the epoch changed; the ticket keeps its place in front of later ones.
+void Inbox::drop_stale(const RecvTicketPtr& ticket) {
+  if (!ticket->dict || ticket->dict->epoch >= epoch_) return;
+  gave(ticket->dict->held_bytes());
+  add(stats_.stale);
+  ticket->dict.reset();
+  if (dicts_.empty()) {
+    waiting_.push_front(ticket);
+  } else {
+    ticket->dict = std::move(dicts_.front());
+    dicts_.pop_front();
+  }
 }
 
 void Inbox::cancel(const RecvTicketPtr& ticket) {

@@ -71,6 +71,7 @@ class Inbox {
   template <typename Ready>
   void wait_for(std::unique_lock<std::mutex>& lock, const Deadline& deadline, Ready ready);
   void gave(std::size_t bytes);
+  void drop_stale(const RecvTicketPtr& ticket);
 
   const std::size_t limit_bytes_;
   const std::size_t max_controls_;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/align.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -65,7 +66,7 @@ std::size_t Link::reservation(const std::string& manifest, const std::vector<Spa
   const std::uint64_t total = payload_size(payload);
   check_sizes(manifest, total);
   const std::size_t front = wire::kManifestPrefix + manifest.size();
-  return is_inline(total) ? wire::align_up(front) + total : front + total;
+  return is_inline(total) ? align_up(front) + total : front + total;
 }
 
 SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send) {
@@ -73,7 +74,7 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
   const bool inline_payload = is_inline(total);
   const auto manifest_size = static_cast<std::uint32_t>(manifest.size());
   const std::size_t front = wire::kManifestPrefix + manifest.size();
-  const std::size_t body_size = inline_payload ? wire::align_up(front) + total : front;
+  const std::size_t body_size = inline_payload ? align_up(front) + total : front;
   BudgetedMessage body = make_body(body_size, budget_);
   std::uint8_t* out = body.message.bytes();
   std::memcpy(out, &manifest_size, sizeof manifest_size);
@@ -88,8 +89,8 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
   item.held_bytes = body.held_bytes;
   if (inline_payload) {
     item.flags = wire::kFlagInline;
-    std::memset(out + front, 0, wire::align_up(front) - front);
-    add(stats_.copies_out, PayloadReader(payload).copy_next(out + wire::align_up(front), total));
+    std::memset(out + front, 0, align_up(front) - front);
+    add(stats_.copies_out, PayloadReader(payload).copy_next(out + align_up(front), total));
     item.ticket->mark_copied();
   } else {
     item.held_bytes += total;
@@ -167,7 +168,7 @@ void Link::close(double linger_s) {
   // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
   if (sender_) sender_->close(Deadline::after(linger_s));
   if (receiver_) receiver_->close();
-  context_.reset();  // waits for what ZeroMQ may still send; afterwards no callback into pool or budget can come
+  context_.reset();  // afterwards no callback into pool or budget can come
 }
 
 void Link::check_usable() const {

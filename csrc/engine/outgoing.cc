@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "wire/constants.h"
+#include "base/align.h"
 
 namespace zmqpp::engine {
 
@@ -11,7 +11,7 @@ std::size_t PayloadReader::copy_next(std::uint8_t* out, std::size_t size) {
   std::size_t copies = 0;
   while (size > 0 && index_ < spans_->size()) {
     const Span& span = (*spans_)[index_];
-    const std::size_t padded = wire::align_up(span.size);
+    const std::size_t padded = align_up(span.size);
     std::size_t step = 0;
     if (within_ < span.size) {
       step = std::min(size, span.size - within_);
@@ -34,7 +34,7 @@ std::size_t PayloadReader::copy_next(std::uint8_t* out, std::size_t size) {
 
 std::uint64_t payload_size(const std::vector<Span>& spans) {
   std::uint64_t total = 0;
-  for (const Span& span : spans) total += wire::align_up(span.size);
+  for (const Span& span : spans) total += align_up(span.size);
   return total;
 }
 

@@ -33,7 +33,7 @@ struct Outgoing {
   bool relayed = false;
 };
 
-// Walks a payload chunk by chunk: spans lie one after another, each starting at a multiple of wire::kAlign.
+// Walks a payload chunk by chunk: spans lie one after another, each starting at a multiple of kAlign.
 class PayloadReader {
  public:
   explicit PayloadReader(const std::vector<Span>& spans) : spans_(&spans) {}

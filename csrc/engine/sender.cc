@@ -158,12 +158,14 @@ bool Sender::finished() {
   const std::lock_guard lock(mutex_);
   if (error_) throw *error_;
   if (!closing_) return false;
-  return bye_sent_ || !connected_ || linger_.expired();
+  // The receiver hangs up when it has read the goodbye: then everything has arrived. ZeroMQ's own linger knows less,
+  // and lasts its full time when the peer leaves at the same moment.
+  return (bye_sent_ && watch_.lost()) || !connected_ || linger_.expired();
 }
 
 void Sender::watch_peer() {
   watch_.read_events();
-  if (watch_.lost()) {
+  if (watch_.lost() && !bye_sent_) {
     throw Error(Code::kPeerLost, "send", options_.next + " (receiver on " + bound_ + ") closed its connection or died");
   }
   if (watch_.crowded()) {
@@ -384,8 +386,6 @@ void Sender::shut_down(const std::optional<Error>& error) noexcept {
   pending_.reset();
   current_.reset();
   watch_.close();
-  // What ZeroMQ has taken may still leave until the deadline; the context waits for it.
-  if (bye_sent_ && !error) socket_.set(net::kLinger, static_cast<int>(linger_.remaining_ms()));
   socket_.close();
 }
 

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "base/error.h"
-#include "wire/constants.h"
 
 namespace zmqpp::memory {
 

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "base/align.h"
 #include "base/error.h"
-#include "wire/constants.h"
 
 namespace zmqpp::memory {
 namespace {
@@ -80,7 +80,7 @@ std::uint8_t* map(std::size_t capacity) {
 
 // Four classes per power of two: at most a quarter is wasted, and untouched pages cost nothing.
 std::size_t size_class(std::size_t size) {
-  if (size <= kMappedFrom) return wire::align_up(std::max<std::size_t>(size, 1));
+  if (size <= kMappedFrom) return align_up(std::max<std::size_t>(size, 1));
   const std::size_t step = std::bit_floor(size - 1) / 4;
   return (size + step - 1) / step * step;
 }
@@ -91,7 +91,7 @@ std::shared_ptr<ReceiveBlock> ReceiveBlock::make(std::size_t size) {
   if (capacity > kMappedFrom) {
     bytes = map(capacity);
   } else {
-    bytes = static_cast<std::uint8_t*>(std::aligned_alloc(wire::kAlign, capacity));
+    bytes = static_cast<std::uint8_t*>(std::aligned_alloc(kAlign, capacity));
     if (bytes == nullptr) no_memory(size);
   }
   return std::shared_ptr<ReceiveBlock>(new ReceiveBlock(bytes, size, capacity));

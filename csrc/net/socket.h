@@ -1,7 +1,7 @@
 // A ZeroMQ context and a socket of it, closed in the right order.
 //
-// Owns: the C handles. A Context must outlive its Sockets; its destructor waits for their linger.
-// Blocks? only ~Context (at most the linger of its sockets). The rest never does.
+// Owns: the C handles. A Context must outlive its Sockets.
+// Blocks? only ~Context, until libzmq's threads are done with the sockets. The rest never does.
 // Thread: a Socket belongs to one thread at a time; handing it over needs a full fence (starting a thread is one).
 // Errors: kConfig (bad endpoint), kAddressInUse, kAddressUnavailable, kResource.
 #pragma once

@@ -25,7 +25,6 @@ enum class Route : std::uint8_t { kLink = 0, kRequest = 1, kReply = 2, kNotice =
 
 inline constexpr std::uint32_t kFlagInline = 1;  // kDict: the payload follows the manifest in this message
 
-inline constexpr std::size_t kAlign = 64;                            // of every buffer in a payload: one cache line
 inline constexpr std::size_t kMaxHelloBytes = 1024;                  // a name, two numbers
 inline constexpr std::size_t kMaxManifestBytes = 16u << 20;          // about 200 000 tensors
 inline constexpr std::size_t kMaxInlineBytes = 1u << 20;             // above, chunks always win
@@ -33,7 +32,5 @@ inline constexpr std::size_t kMaxChunkBytes = 16u << 20;             // what a r
 inline constexpr std::size_t kMaxControlBytes = 1u << 30;            // upper end of the configurable limit
 inline constexpr std::uint64_t kMaxDictBytes = std::uint64_t{1} << 40;  // upper end of the configurable limit
 inline constexpr int kMaxManifestDepth = 80;                         // 64 levels of values, and the arrays around them
-
-constexpr std::uint64_t align_up(std::uint64_t size) { return (size + (kAlign - 1)) / kAlign * kAlign; }
 
 }  // namespace zmqpp::wire

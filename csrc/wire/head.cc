@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "base/align.h"
 #include "base/error.h"
 
 namespace zmqpp::wire {

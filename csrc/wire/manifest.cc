@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "base/align.h"
 #include "base/error.h"
 #include "wire/constants.h"
 

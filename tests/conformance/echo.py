@@ -38,7 +38,9 @@ def ring_of_two(lane: str, where: str, folder: Path) -> Iterator[Link]:
     run = _in_thread if where == "threads" else _in_process
     bind = address(lane, folder, "there")
     with run(bind, folder) as (there, tell):
-        here = Link(bind=address(lane, folder, "here"), connect=there, config=FAST, previous="echo", next="echo")
+        here = Link(
+            bind=address(lane, folder, "here"), connect=there, config=FAST, previous="echo", next="echo"
+        )
         with here:
             tell(here.bound)
             here.wait_peers(20)

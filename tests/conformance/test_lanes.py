@@ -59,7 +59,13 @@ def test_plain_values_keep_type_order_and_bits(link: Link) -> None:
         "z": None,
         "a": [True, 1, 1.0, -0.0, math.inf, math.nan, 1 << 200, -(1 << 200), 2**64 - 1, -(2**63)],
         "text": ["", "ä", "\ud800lone", b"\x00\xff", b""],
-        "nested": {1: {"deep": [torch.ones(2), {"x": np.arange(3)}]}, None: [], True: {}, b"k": 2.5, 1.5: "f"},
+        "nested": {
+            7: {"deep": [torch.ones(2), {"x": np.arange(3)}]},
+            None: [],
+            True: {},
+            b"k": 2.5,
+            1.5: "f",
+        },
     }
     link.send_dict(sent)
     assert_same(link.recv_dict(), sent)
@@ -81,7 +87,9 @@ def test_numpy_arrays_keep_dtype_and_byte_order(link: Link) -> None:
     assert_same(link.recv_dict(), sent)
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 65536 - 64, 65536, 65537, MIB - 1, MIB, MIB + 1, 3 * MIB + 5])
+@pytest.mark.parametrize(
+    "size", [0, 1, 63, 64, 65, 65536 - 64, 65536, 65537, MIB - 1, MIB, MIB + 1, 3 * MIB + 5]
+)
 def test_sizes_around_inline_and_chunk_limits(link: Link, size: int) -> None:
     sent = {"bytes": torch.randint(0, 255, (size,), dtype=torch.uint8), "after": torch.tensor([size])}
     link.send_dict(sent)

@@ -69,7 +69,9 @@ def end(process: subprocess.Popen[str]) -> None:
 def test_sender_killed_in_mid_transfer_fails_the_receiver() -> None:
     child = spawn(SENDER)
     try:
-        with Link(bind=None, connect=read_line(child).removeprefix("tcp://"), config=FAST, previous="stage 0") as link:
+        with Link(
+            bind=None, connect=read_line(child).removeprefix("tcp://"), config=FAST, previous="stage 0"
+        ) as link:
             link.recv_dict(timeout_s=20)
             waiting = [link.irecv_dict() for _ in range(400)]
             child.kill()
@@ -127,7 +129,9 @@ def test_idle_link_outlives_the_peer_timeout() -> None:
 def test_back_pressure_longer_than_the_peer_timeout_loses_nobody() -> None:
     quick = replace(FAST, heartbeat_s=0.1, peer_timeout_s=0.5, receive_limit_bytes=MIB)
     with pair(sender=quick, receiver=quick) as (sender, receiver):
-        tickets = [sender.isend_dict({"i": i, "x": torch.full((8 * MIB,), i, dtype=torch.uint8)}) for i in range(12)]
+        tickets = [
+            sender.isend_dict({"i": i, "x": torch.full((8 * MIB,), i, dtype=torch.uint8)}) for i in range(12)
+        ]
         time.sleep(2.0)
         assert receiver.stats()["dicts_received"] < 6
         for i in range(12):
@@ -359,7 +363,9 @@ from zmqpp.transport import Link
 link = Link(bind="127.0.0.1:0", connect="127.0.0.1:1")
 threading.Thread(target=lambda: link.recv_control(60), daemon=True).start()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

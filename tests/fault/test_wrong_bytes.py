@@ -93,7 +93,10 @@ WRONG = {
         _engine.write_head(DICT, session=77, sequence=1, body_size=8),
         struct.pack("<I", 99) + bytes(4),
     ],
-    "manifest with a map": [_engine.write_head(DICT, session=77, sequence=1, body_size=5), dict_body(b"\x80")],
+    "manifest with a map": [
+        _engine.write_head(DICT, session=77, sequence=1, body_size=5),
+        dict_body(b"\x80"),
+    ],
     "array bomb": [
         _engine.write_head(DICT, session=77, sequence=1, body_size=9),
         dict_body(b"\xdd\xff\xff\xff\xff"),

@@ -1,0 +1,144 @@
+"""Rules the code base keeps: names, errors, imports, sizes of files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zmqpp
+from zmqpp import _engine, errors
+
+ROOT = Path(__file__).resolve().parents[2]
+TRANSPORT = (
+    "errors",
+    "config",
+    "endpoint",
+    "_port_owner",
+    "_numpy_types",
+    "_tensors",
+    "transport",
+    "communicator",
+)
+
+# module of the transport -> modules of zmqpp it may import. Source: ARCHITECTURE.md.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "endpoint": {"errors"},
+    "_port_owner": set(),
+    "_numpy_types": {"errors"},
+    "_tensors": {"errors", "_engine", "_numpy_types"},
+    "transport": {"errors", "_engine", "config", "endpoint", "_port_owner", "_tensors"},
+    "communicator": {"errors", "transport"},
+}
+# folder of csrc -> folders it may include.
+LAYERS = {
+    "base": {"base"},
+    "wire": {"base", "wire"},
+    "net": {"base", "net"},
+    "memory": {"base", "memory"},
+    "engine": {"base", "wire", "net", "memory", "engine"},
+    "bind": {"base", "wire", "net", "memory", "engine", "bind"},
+}
+
+
+def test_public_names_are_these() -> None:
+    assert sorted(zmqpp.__all__) == [
+        "Link",
+        "TransportConfig",
+        "ZeroMQCommunicator",
+        "ZmqppError",
+        "__version__",
+    ]
+    for name in zmqpp.__all__:
+        assert getattr(zmqpp, name) is not None
+    with pytest.raises(AttributeError):
+        zmqpp.no_such_name  # noqa: B018
+
+
+def test_every_engine_code_becomes_its_python_class() -> None:
+    table = _engine.error_table()
+    for index, (code, name) in enumerate(table.items()):
+        with pytest.raises(errors.ZmqppError) as caught:
+            _engine.raise_code(index)
+        assert type(caught.value).__name__ == name
+        assert (caught.value.code, caught.value.op) == (code, "test")
+    with pytest.raises(IndexError):
+        _engine.raise_code(len(table))
+
+
+def test_error_tree_in_the_docstring_is_the_real_one() -> None:
+    drawn = set(re.findall(r"\b([A-Z]\w+(?:Error|Timeout))\b", errors.__doc__ or ""))
+    real = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert real == drawn - {"ValueError", "TypeError", "TimeoutError"}
+    assert issubclass(errors.ConfigError, ValueError) and issubclass(errors.UnsupportedError, TypeError)
+    assert issubclass(errors.DeadlineError, TimeoutError)
+
+
+@pytest.mark.parametrize("module", TRANSPORT)
+def test_imports_go_one_way(module: str) -> None:
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "zmqpp" / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "zmqpp":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zmqpp."):
+            found.add((node.module or "").removeprefix("zmqpp.").partition(".")[0])
+    assert found <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_cpp_layers_include_downwards_only(folder: str) -> None:
+    for path in sorted((ROOT / "csrc" / folder).iterdir()):
+        included = set(re.findall(r'#include "(\w+)/', path.read_text()))
+        assert included <= LAYERS[folder], path.name
+
+
+def test_engine_threads_know_nothing_of_python() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        if path.parent.name != "bind":
+            assert "Python.h" not in path.read_text() and "pybind11" not in path.read_text(), path.name
+
+
+def test_files_stay_readable() -> None:
+    files = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cc")]
+    files += [ROOT / "zmqpp" / f"{module}.py" for module in TRANSPORT]
+    for path in files:
+        assert len(path.read_text().splitlines()) <= 450, path.name
+
+
+def test_every_header_says_who_owns_blocks_and_fails() -> None:
+    for path in (ROOT / "csrc").rglob("*.h"):
+        top = path.read_text().partition("#pragma once")[0]
+        assert "Blocks?" in top or path.parent.name == "bind" or path.name in ("stats.h", "outgoing.h"), (
+            path.name
+        )
+
+
+def test_import_does_no_work() -> None:
+    code = """
+import sys, time
+started = time.perf_counter()
+import zmqpp
+took = time.perf_counter() - started
+loaded = [name for name in ("torch", "zmq", "numpy", "zmqpp._engine", "vllm") if name in sys.modules]
+print(took, loaded)
+sys.exit(bool(loaded) or took > 0.2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_that_runs_code_is_imported() -> None:
+    for path in (ROOT / "zmqpp").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            )
+            assert not {"pickle", "cloudpickle", "marshal", "shelve"} & set(names), path.name

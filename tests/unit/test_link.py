@@ -1,0 +1,240 @@
+"""What a link does on its own and in a ring."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.links import ANY_PORT, FAST, pair
+from zmqpp import _engine
+from zmqpp.errors import ConfigError, ConnectError, PeerLostError, RecvTimeout
+from zmqpp.transport import Link, Relay, Route
+
+MIB = 1 << 20
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def ring(relays: list[Relay]) -> Iterator[list[Link]]:
+    """Place i sends to place i + 1."""
+    ports = free_ports(len(relays))
+    with ExitStack() as stack:
+        links = [
+            stack.enter_context(
+                Link(bind=port, connect=f"127.0.0.1:{ports[i - 1]}", config=FAST, relay=relay)
+            )
+            for i, (port, relay) in enumerate(zip(ports, relays, strict=True))
+        ]
+        for link in links:
+            link.wait_peers(5)
+        yield links
+
+
+def test_relay_passes_requests_down_and_replies_back_without_python() -> None:
+    with ring([Relay.NONE, Relay.FORWARD, Relay.FORWARD, Relay.RETURN]) as (engine, first, middle, last):
+        engine.send_control(b"request", route=Route.REQUEST, tag=7)
+        for place in (first, middle, last):
+            got = place.recv_control(5)
+            assert (got.body, got.route, got.tag) == (b"request", Route.REQUEST, 7)
+        first.send_control(b"reply", route=Route.REPLY, tag=7)
+        assert engine.recv_control(5).body == b"reply"
+        for place in (first, middle, last):
+            with pytest.raises(RecvTimeout):
+                place.recv_control(0.05)
+        assert [place.stats()["relayed"] for place in (engine, first, middle, last)] == [0, 1, 2, 1]
+
+
+def test_notice_reaches_everybody_once_and_link_messages_stay() -> None:
+    with ring([Relay.NONE, Relay.FORWARD, Relay.RETURN]) as (engine, first, last):
+        first.send_control(b"lost", route=Route.NOTICE)
+        first.send_control(b"near", route=Route.LINK)
+        assert last.recv_control(5).body == b"lost"
+        assert last.recv_control(5).body == b"near"
+        assert engine.recv_control(5).body == b"lost"
+        with pytest.raises(RecvTimeout):
+            engine.recv_control(0.1)
+
+
+def test_relayed_messages_keep_their_epoch_and_old_ones_go_nowhere() -> None:
+    with ring([Relay.NONE, Relay.FORWARD, Relay.RETURN]) as (engine, first, last):
+        first.set_epoch(3)
+        last.set_epoch(3)
+        engine.send_control(b"old", route=Route.REQUEST)
+        engine.set_epoch(3)
+        engine.send_control(b"new", route=Route.REQUEST)
+        assert first.recv_control(5).body == b"new"
+        got = last.recv_control(5)
+        assert (got.body, got.epoch) == (b"new", 3)
+        assert first.stats()["stale"] == 1
+
+
+def test_new_epoch_drops_what_was_received_and_not_taken() -> None:
+    with pair() as (sender, receiver):
+        sender.send_control(b"old", route=Route.LINK)
+        sender.send_dict({"old": 1})
+        until(lambda: receiver.stats()["dicts_received"] == 1)
+        waiting = receiver.irecv_dict()
+        receiver.set_epoch(1)
+        sender.set_epoch(1)
+        sender.send_control(b"new", route=Route.LINK)
+        sender.send_dict({"new": 1})
+        assert receiver.recv_control(5).body == b"new"
+        assert waiting.wait() == {"new": 1}
+        assert receiver.stats()["stale"] == 2
+
+
+def test_ring_of_three_passes_a_dict_around() -> None:
+    with ring([Relay.NONE] * 3) as links:
+        links[0].send_dict({"x": torch.ones(MIB), "hops": 0}, tag=1)
+        for place in (1, 2, 0):
+            got = links[place].recv_dict(tag=1)
+            got["hops"] += 1
+            if place:
+                links[place].send_dict(got, tag=1)
+        assert got["hops"] == 3 and bool((got["x"] == 1).all())
+
+
+def test_tensors_outlive_the_link_and_their_memory_is_used_again() -> None:
+    _engine.drop_cached_receive_blocks()
+    with pair() as (sender, receiver):
+        sender.send_dict({"x": torch.full((MIB,), 3.0)})
+        kept = receiver.recv_dict()["x"]
+    assert bool((kept == 3).all())
+    address = kept.data_ptr()
+    del kept
+    gc.collect()
+    assert _engine.cached_receive_bytes() >= 4 * MIB
+    with pair() as (sender, receiver):
+        sender.send_dict({"x": torch.zeros(MIB)})
+        assert receiver.recv_dict()["x"].data_ptr() == address
+
+
+def test_copies_and_messages_per_dict_are_as_few_as_they_can_be() -> None:
+    with pair() as (sender, receiver):
+        before, there = sender.stats(), receiver.stats()
+        sender.send_dict({"x": torch.ones(8), "y": torch.ones(8)})
+        receiver.recv_dict()
+        sender.send_dict({"x": torch.ones(MIB)})  # 4 MiB
+        receiver.recv_dict()
+        counts = {
+            name: sender.stats()[name] - before[name] for name in ("dicts_sent", "chunks_sent", "copies_out")
+        }
+        assert counts == {"dicts_sent": 2, "chunks_sent": 4, "copies_out": 2 + 4}
+        got = {name: receiver.stats()[name] - there[name] for name in ("dicts_received", "copies_in")}
+        assert got == {"dicts_received": 2, "copies_in": 1 + 4}
+
+
+def test_waiting_leaves_the_gil_to_others() -> None:
+    with pair() as (_, receiver):
+        thread = threading.Thread(target=lambda: pytest.raises(RecvTimeout, receiver.recv_control, 0.5))
+        thread.start()
+        turns, longest, last = 0, 0.0, time.monotonic()
+        while thread.is_alive():
+            time.sleep(0.001)
+            now = time.monotonic()
+            turns, longest, last = turns + 1, max(longest, now - last), now
+        assert turns > 50 and longest < 0.25
+
+
+def test_dropped_send_ticket_keeps_the_tensors_until_they_are_copied() -> None:
+    with Link(bind=ANY_PORT, connect=None, config=FAST) as sender:
+        for i in range(4):
+            sender.isend_dict({"x": torch.full((MIB,), float(i))})
+        gc.collect()
+        with Link(bind=None, connect=sender.bound, config=FAST) as receiver:
+            for i in range(4):
+                assert bool((receiver.recv_dict()["x"] == i).all())
+
+
+def test_dropped_receive_ticket_leaves_its_dict_to_the_next() -> None:
+    with pair() as (sender, receiver):
+        receiver.irecv_dict()
+        cancelled = receiver.irecv_dict()
+        cancelled.cancel()
+        sender.send_dict({"i": 0})
+        assert receiver.recv_dict() == {"i": 0}
+        with pytest.raises(RecvTimeout, match="cancelled"):
+            cancelled.wait()
+
+
+def test_halves_that_were_not_opened_say_so() -> None:
+    with pair() as (sender, receiver):
+        with pytest.raises(ConfigError, match="without `connect`"):
+            sender.recv_dict()
+        with pytest.raises(ConfigError, match="without `bind`"):
+            receiver.send_dict({})
+    with pytest.raises(ConfigError, match="`bind`, `connect` or both"):
+        Link(bind=None, connect=None)
+    with pytest.raises(ConfigError, match="relay needs both"):
+        Link(bind=ANY_PORT, connect=None, relay=Relay.FORWARD)
+
+
+def test_sizes_above_the_limits_are_refused_before_sending() -> None:
+    small = replace(FAST, max_dict_bytes=1000, max_control_bytes=10)
+    with pair(sender=small) as (sender, receiver):
+        with pytest.raises(ConfigError, match="tensor dict of 4032 bytes, the limit is 1000"):
+            sender.send_dict({"x": torch.ones(1000)})
+        with pytest.raises(ConfigError, match="11 bytes, the limit is 10"):
+            sender.send_control(bytes(11), route=Route.LINK)
+        sender.send_dict({})
+        assert receiver.recv_dict() == {}
+
+
+def test_sizes_above_the_receivers_limits_lose_the_link() -> None:
+    with pair(receiver=replace(FAST, max_dict_bytes=1000)) as (sender, receiver):
+        sender.send_dict({"x": torch.ones(1000)})
+        with pytest.raises(Exception, match="dict payload of 4032 bytes, the limit is 1000"):
+            receiver.recv_dict()
+        with pytest.raises(PeerLostError):
+            for _ in range(100):
+                sender.send_dict({})
+                time.sleep(0.02)
+
+
+def test_wrong_neighbour_is_refused_by_rank() -> None:
+    with (
+        Link(bind=ANY_PORT, connect=None, config=FAST, rank=2, world_size=3) as sender,
+        Link(bind=None, connect=sender.bound, config=FAST, rank=2, world_size=3) as receiver,
+    ):
+        with pytest.raises(ConnectError, match="sender is rank 2 of 3, expected rank 1 of 3"):
+            receiver.wait_peers(5)
+
+
+def test_ipv6_loopback_works() -> None:
+    if not socket.has_ipv6 or not _can_bind_ipv6():
+        pytest.skip("no IPv6 here")
+    with pair(bind="[::1]:0") as (sender, receiver):
+        sender.send_dict({"x": 1})
+        assert receiver.recv_dict() == {"x": 1}
+
+
+def _can_bind_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
+
+
+def until(holds) -> None:
+    deadline = time.monotonic() + 5
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.01)
