@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from zmqpp.models import docs_llama
 
@@ -34,3 +36,27 @@ def tiny_qwen3(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(docs_llama() / name, folder)
     return folder
+
+
+def split(model: Path, folder: Path, ranges: list[tuple[int, int]]) -> list[Path]:
+    """One directory a stage, with only its tensors and `_pipeline_info`, as `zmqpp export` will write them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    folders = []
+    for index, (start, end) in enumerate(ranges):
+        mine = {name: tensor for name, tensor in tensors.items() if _belongs(name, start, end, config)}
+        info = {"stage_idx": index, "total_stages": len(ranges), "start_layer": start, "end_layer": end}
+        target = folder / f"stage_{index}"
+        shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.safetensors"))
+        save_file(mine, target / "model.safetensors", metadata={"format": "pt"})
+        (target / "config.json").write_text(json.dumps({**config, "_pipeline_info": info}))
+        folders.append(target)
+    return folders
+
+
+def _belongs(name: str, start: int, end: int, config: dict[str, Any]) -> bool:
+    if name.startswith("model.layers."):
+        return start <= int(name.split(".")[2]) < end
+    return start == 0 if "embed" in name else end == config["num_hidden_layers"]

@@ -131,6 +131,7 @@ def pipeline(
     model: Path | None = None,
     flags: Iterable[str] = FLAGS,
     environment: Mapping[str, str] | None = None,
+    models: Iterable[Path] = (),
 ) -> Iterator[Served]:
     """N external stages of a model, started as the documents say."""
     shutil.rmtree(log_dir, ignore_errors=True)
@@ -142,6 +143,7 @@ def pipeline(
         api=ApiEndpoint("127.0.0.1", base + stages + 1, NAME),
         ranges=[LayerRange.parse(text) for text in ranges.split()],
         arguments=tuple(flags),
+        models=[str(path) for path in models],
         environments=[{**ENVIRONMENT, **(environment or {})}] * stages,
     )
     with Launcher(plan, log_dir) as launcher:

@@ -31,7 +31,9 @@ def start(zygote: Zygote, total: int) -> tuple[Served, list[Running]]:
     port = free_base_port(total + 2)
     flags = ["serve", str(docs_llama())]
     running = [
-        zygote.start([*flags, *stage(i, total, port), *FLAGS, *(["--served-model-name", NAME] if i == 0 else [])])
+        zygote.start(
+            [*flags, *stage(i, total, port), *FLAGS, *(["--served-model-name", NAME] if i == 0 else [])]
+        )
         for i in range(total)
     ]
     served = Served(f"http://127.0.0.1:{port + total + 1}")

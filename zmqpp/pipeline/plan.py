@@ -79,7 +79,7 @@ class PipelinePlan:
     """A whole pipeline on this host.
 
     Raises:
-        ConfigError: fewer than 2 stages; ranges or environments that are not `total` in number; bad ports.
+        ConfigError: fewer than 2 stages; ranges, environments or models that are not `total` in number; bad ports.
     """
 
     model: str
@@ -90,13 +90,16 @@ class PipelinePlan:
     arguments: tuple[str, ...] = ()
     environments: Sequence[Mapping[str, str]] = ()
     """One per stage, or none at all."""
+    models: Sequence[str] = ()
+    """One exported directory per stage, in place of `model` for all."""
     host: str = "127.0.0.1"
     stages: tuple[StagePlan, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.total < 2:
             raise ConfigError(f"a pipeline needs at least 2 stages, not {self.total}")
-        for name, given in (("layer ranges", self.ranges), ("environments", self.environments)):
+        per_stage = {"layer ranges": self.ranges, "environments": self.environments, "models": self.models}
+        for name, given in per_stage.items():
             if given and len(given) != self.total:
                 raise ConfigError(f"{len(given)} {name} for {self.total} stages: give one per stage, or none")
         if not 1 <= self.base_port <= 65535 - self.total:
@@ -119,7 +122,7 @@ class PipelinePlan:
         return StagePlan(
             index=index,
             total=self.total,
-            model=self.model,
+            model=self.models[index] if self.models else self.model,
             bind_port=self.return_port if last else self.base_port + index,
             previous=f"{self.host}:{self.return_port if index == 0 else self.base_port + index - 1}",
             api=self.api if index == 0 else None,
