@@ -29,6 +29,8 @@ from zmqpp.pipeline.state import StageState
 __all__ = ["Launcher"]
 
 _POLL_S = 0.1
+_FOLLOW_S = 2.0
+"""For the other stages to follow when stage 0 has stopped."""
 
 
 class Launcher:
@@ -48,6 +50,7 @@ class Launcher:
         self._events_offset = 0
         self._signals = StopSignals()
         self._guard = Guard(grace_s)
+        self._stops = 0
         self._resources = ExitStack()
 
     def __enter__(self) -> Launcher:
@@ -111,19 +114,28 @@ class Launcher:
                 on_poll(states)
 
     def stop(self) -> None:
-        """Stop every stage: SIGTERM to all, then, after the grace, SIGKILL to what is left. Idempotent."""
+        """Stop every stage: in good order through stage 0, else by SIGTERM, else by SIGKILL. Idempotent."""
         self._signals.mute()
-        received = self._signals.count
+        self._stops = self._signals.count
+        deadline = time.monotonic() + self._grace_s
+        if all(state.phase == "ready" for state in self.states):
+            # A running stage 0 tells the others that the pipeline ends, and they leave by themselves.
+            self._processes[0].terminate()
+            self._await_end(self._processes[:1], deadline)
+            self._await_end(self._processes, min(deadline, time.monotonic() + _FOLLOW_S))
         for process in self._processes:
             process.terminate()
-        deadline = time.monotonic() + self._grace_s
-        while not all(process.is_gone() for process in self._processes):
-            if time.monotonic() > deadline or self._signals.count > received:
-                break
-            time.sleep(0.05)
+        self._await_end(self._processes, deadline)
         for process in self._processes:
             process.reap()
         self._read_events()
+
+    def _await_end(self, processes: Sequence[StageProcess], deadline: float) -> None:
+        """Until they are gone, the deadline, or the user's next signal."""
+        while not all(process.is_gone() for process in processes):
+            if time.monotonic() > deadline or self._signals.count > self._stops:
+                return
+            time.sleep(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
