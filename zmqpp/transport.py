@@ -176,6 +176,7 @@ class Link:
         previous, next: names for error texts, such as "stage 1".
         relay: what is passed on without Python; needs both halves.
         device: where tensors go that came from a device; None = CPU memory.
+        expect: the `name` that the previous place must have given itself; empty: any.
         rank, world_size: given on both sides, the receiver refuses a sender that is not rank - 1.
     Raises:
         ConfigError: an address or setting is wrong. ConnectError: it is in use, or not of this machine.
@@ -192,6 +193,7 @@ class Link:
         next: str = "",  # the place's word, though Python has a function of that name
         relay: Relay = Relay.NONE,
         device: torch.device | str | None = None,
+        expect: str = "",
         rank: int = -1,
         world_size: int = 0,
     ) -> None:
@@ -208,7 +210,7 @@ class Link:
         _load_zmq()
         options = _engine_options(self.config)
         options.update(bind=str(where or ""), connect=str(whom or ""), name=name, relay=int(relay))
-        options.update(previous=self.previous, next=self.next, rank=rank, world_size=world_size)
+        options.update(previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size)
         self._engine = _open(options, where)
         self.bound: str | None = self._engine.bound() or None
         self._lane = "ipc" if (where or whom or Endpoint("tcp")).scheme == "ipc" else "tcp"

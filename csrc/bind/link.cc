@@ -25,6 +25,7 @@ Options read_options(const py::dict& from) {
   read(from, "name", options.name);
   read(from, "previous", options.previous);
   read(from, "next", options.next);
+  read(from, "expect", options.expect);
   read(from, "rank", options.rank);
   read(from, "world_size", options.world_size);
   int relay = 0;

@@ -24,6 +24,7 @@ struct Options {
   std::string name;      // of this place, told to the next one
   std::string previous;  // for error texts: "stage 0"
   std::string next;
+  std::string expect;    // the name that the previous place must give; empty: any
   std::int64_t rank = -1;        // -1: places have no ranks here
   std::int64_t world_size = 0;
   Relay relay = Relay::kNone;

@@ -222,6 +222,10 @@ void Receiver::take_hello(net::Message& body) {
                       "; check the addresses");
     }
   }
+  if (!options_.expect.empty() && hello.name != options_.expect) {
+    throw Error(Code::kConnect, "receive",
+                options_.connect + " is where " + hello.name + " binds, not " + options_.expect + "; check the addresses");
+  }
   const std::lock_guard lock(mutex_);
   greeted_ = true;
   changed_.notify_all();

@@ -255,9 +255,27 @@ def test_a_directory_exported_for_another_place_is_refused(zygote: Zygote, port:
 
 
 def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, tmp_path: Path) -> None:
-    model = copy_model(tmp_path / "model", architectures=["BertModel"], model_type="bert", hidden_act="gelu")
-    ended = zygote.run(["serve", str(model), *stage(0, 2, port), *FLAGS])
-    assert_one_line(ended, "vLLM refuses this configuration")
+    config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
+    model = copy_model(tmp_path / "model", **config)
+    ended = zygote.run(["serve", str(model), *stage(0, 2, port), "--enforce-eager", "--max-model-len", "512"])
+    assert_one_line(
+        ended, "vLLM refuses this configuration", "Pipeline parallelism is not supported for this model"
+    )
+
+
+def test_an_address_that_leads_to_the_wrong_stage_is_named(zygote: Zygote, port: int) -> None:
+    own = f"127.0.0.1:{port + 2}"
+    flags = stage(1, 2, port, pipeline_prev_stage_service_addr=own)
+    ended = zygote.run(["serve", str(docs_llama()), *flags, *FLAGS])
+    assert_one_line(ended, f"tcp://{own} is where stage 1 binds, not stage 0", "check the addresses")
+
+
+def test_memory_that_is_not_there_ends_both_stages(zygote: Zygote, port: int) -> None:
+    model, flags = str(docs_llama()), [*FLAGS, "--kv-cache-memory-bytes", str(1 << 44)]
+    ended = pair(zygote, [model, *stage(0, 2, port), *flags], [model, *stage(1, 2, port)])
+    assert_one_line(ended[0], "determine_available_memory", "less than requested memory")
+    assert ended[1].code not in (0, None)
+    assert "less than requested memory" in ended[1].output.rpartition("zmqpp: error: ")[2]
 
 
 def test_external_mode_alone_says_what_is_missing(zygote: Zygote) -> None:

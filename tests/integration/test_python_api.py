@@ -25,7 +25,7 @@ PROMPTS = [CASES[f"greedy {i}"]["prompt"] for i in range(6)]
 COMMON = """
 import asyncio, json, sys
 from vllm import SamplingParams
-from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm import StageOptions
 
 model, port, prompts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 place = StageOptions(0, 2, str(port), prev_stage_addr=f"127.0.0.1:{port + 2}")

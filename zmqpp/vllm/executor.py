@@ -9,14 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm.logger import init_logger
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from zmqpp import control
-from zmqpp.errors import LayerRangeError, StageError, UnsupportedError, ZmqppError
+from zmqpp.errors import StageError, UnsupportedError, ZmqppError
 from zmqpp.layers import LayerRange, check_contiguous
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
@@ -55,8 +55,7 @@ class ExternalStageExecutor(Executor):
             failure.watch_parent(self._abandon)
             self.ring.start_watching()
         except ZmqppError as error:
-            self.shutdown()
-            failure.stop_starting(error)
+            self._stop_starting(error)
 
     # ---- bringing the stages up --------------------------------------------------------------------------
 
@@ -73,11 +72,7 @@ class ExternalStageExecutor(Executor):
         replies = self.ring.hello(hello, startup_s(), self._say_waiting())
         total = replies[0].total_layers
         ranges = {r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}
-        try:
-            check_contiguous(ranges, total)
-        except LayerRangeError as error:
-            self.ring.refuse(str(error))
-            raise
+        check_contiguous(ranges, total)
         for reply in replies:
             logger.info(
                 "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
@@ -108,6 +103,13 @@ class ExternalStageExecutor(Executor):
         result: list[Any] = self.ring.call(method, args, kwargs).result()
         return result
 
+    def _stop_starting(self, error: ZmqppError) -> NoReturn:
+        ring = getattr(self, "ring", None)
+        if ring is not None:
+            ring.refuse(str(error))  # Says nothing when a stage was first.
+        self.shutdown()
+        failure.stop_starting(error)
+
     # ---- vLLM's calls ------------------------------------------------------------------------------------
 
     def collective_rpc(  # type: ignore[override]
@@ -130,10 +132,13 @@ class ExternalStageExecutor(Executor):
                 f"collective_rpc of a callable ({getattr(method, '__qualname__', method)}) is not possible with "
                 f"external stages: no code travels between them; name a worker method instead"
             )
-        if not self._serving:
-            self.init_log.append((method, args, kwargs or {}))
-        future = self.ring.call(method, args, kwargs)
-        return future if non_block else future.result(timeout)
+        if self._serving or non_block:
+            future = self.ring.call(method, args, kwargs)
+            return future if non_block else future.result(timeout)
+        try:
+            return self._logged_call(method, args, kwargs)
+        except ZmqppError as error:
+            self._stop_starting(error)
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""

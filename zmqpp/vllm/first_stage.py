@@ -34,8 +34,9 @@ class FirstStage:
             self.link = Link(
                 bind=endpoint,
                 connect=str(options.connect),
-                name="engine",
+                name="the engine",
                 previous=f"stage {options.total_stages - 1}",
+                expect=f"stage {options.total_stages - 1}",
                 next="stage 0",
                 relay=Relay.NONE,
             )
@@ -103,6 +104,7 @@ def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report
             connect=engine,
             name="stage 0",
             previous="the engine",
+            expect="the engine",
             next="stage 1",
             relay=Relay.FORWARD,
         )

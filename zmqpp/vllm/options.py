@@ -20,7 +20,9 @@ CONFIG_KEY = "zmqpp"
 class StageOptions:
     """One stage's place in the pipeline.
 
-    From Python, on stage 0: `LLM(model, **StageOptions(0, 2, "15550", prev_stage_addr="host:15552").engine_args())`.
+    From Python, on stage 0:
+
+        LLM(model, **StageOptions(0, 2, "15550", prev_stage_addr="host:15552").engine_args())
     """
 
     stage_idx: int

@@ -88,12 +88,12 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
 
 def refusal(error: BaseException) -> str:
     """A mistake in the configuration, as vLLM words it; empty for anything else, which keeps its traceback."""
-    from zmqpp.vllm.worker_stage import first_line
+    from zmqpp.vllm.stage import describe
 
     if isinstance(error, ZmqppError):
         return str(error)
     if isinstance(error, ValueError | NotImplementedError):
-        return f"stage 0: vLLM refuses this configuration: {first_line(error)}"
+        return f"stage 0: vLLM refuses this configuration: {describe(error)}"
     return ""
 
 

@@ -47,9 +47,23 @@ LOAD = "zmqpp.load"
 STATS = "zmqpp.stats"
 """Rpc method: this stage's link counters."""
 
+_PLAIN_ERRORS = (ValueError, NotImplementedError, ZmqppError)
+"""Errors whose text says what to change; others need their traceback."""
 _POLL_S = 0.5
 _REPORT_S = 2.0
 _GRACE_S = 3.0
+
+
+def describe(error: BaseException) -> str:
+    """What an error of vLLM or pydantic says, on one line."""
+    errors = getattr(error, "errors", None)
+    text = (
+        "; ".join(str(e.get("msg", e)) for e in errors())
+        if callable(errors)
+        else " ".join(str(error).split())
+    )
+    plain = isinstance(error, _PLAIN_ERRORS)
+    return text if plain and text else f"{type(error).__name__}: {text}"
 
 
 class Stage:
@@ -134,8 +148,11 @@ class Stage:
                 )
             if waited - said >= 10 and not self.options.is_first:
                 said = waited
+                there = (
+                    "connected" if self.link.stats()["receive_peer_connected"] else "nobody answers there yet"
+                )
                 self.log(
-                    f"stage {self.index}: waiting for stage 0's settings through {before} ({waited:.0f} s)"
+                    f"stage {self.index}: waiting for stage 0's settings through {before}: {there} ({waited:.0f} s)"
                 )
 
     def _next(self) -> control.AnyMessage:
@@ -161,7 +178,7 @@ class Stage:
         self._next_lost_at = self._next_lost_at or now
         if now - self._next_lost_at > _GRACE_S:
             after = "the engine" if self.options.is_last else f"stage {self.index + 1}"
-            raise StageError(f"stage {self.index}: {after} is gone ({error}); stopping")
+            raise StageError(f"stage {self.index}: {after} is gone, its own log says why; stopping ({error})")
 
     # ---- acting on what was read -------------------------------------------------------------------------
 
@@ -228,8 +245,10 @@ class Stage:
             )
             reply = control.RpcReply(rpc.call, self.index, payload=codec.encode(result))
         except Exception as error:
-            text = str(error) if isinstance(error, ZmqppError) else traceback.format_exc()
-            reply = control.RpcReply(rpc.call, self.index, error=text)
+            # The caller hears what and where; the way there is for this stage's own log.
+            if not isinstance(error, _PLAIN_ERRORS):
+                traceback.print_exc()
+            reply = control.RpcReply(rpc.call, self.index, error=describe(error))
         self._reply(reply)
         if rpc.method == "compile_or_warm_up_model" and reply.error is None:
             self.log(f"stage {self.index}: ready")
@@ -243,7 +262,14 @@ class Stage:
         layers = dict(start_layer=self._layers.start, end_layer=self._layers.end)
         self._worker = StageWorker(self._config, self.link, self.index, self._layers, self._step_timeout_s)
         emit(self.index, "loading", **layers, total_layers=self._worker.total_layers)
-        report = self._worker.load()
+        try:
+            report = self._worker.load()
+        except (ValueError, NotImplementedError) as error:
+            if isinstance(error, ZmqppError):
+                raise
+            raise ConfigError(
+                f"stage {self.index}: vLLM cannot load this stage: {describe(error)}"
+            ) from error
         self.log(
             f"stage {self.index}: layers {report.layers} of {report.total_layers}, {report.parameters:,} parameters, "
             f"{report.parameter_bytes / 1e9:.1f} GB, loaded in {report.seconds:.1f} s"

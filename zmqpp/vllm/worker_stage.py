@@ -14,7 +14,7 @@ from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.settings import adopt
-from zmqpp.vllm.stage import Stage
+from zmqpp.vllm.stage import Stage, describe
 from zmqpp.vllm.timeouts import startup_s, step_s
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def run_worker_stage(args: argparse.Namespace, options: StageOptions) -> None:
         connect=str(options.connect),
         name=f"stage {index}",
         previous=f"stage {index - 1}",
+        expect=f"stage {index - 1}",
         next="the engine" if options.is_last else f"stage {index + 1}",
         relay=Relay.RETURN if options.is_last else Relay.FORWARD,
     )
@@ -71,17 +72,9 @@ def _configure(
         config = adopted.create_engine_config()
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(
-            f"stage {options.stage_idx}: vLLM refuses this configuration: {first_line(error)}"
+            f"stage {options.stage_idx}: vLLM refuses this configuration: {describe(error)}"
         ) from None
     if mine is None:
         theirs = identity.comparable(identity.read_hub_config(config.model_config))
         identity.check_same_model(theirs, hello.model, options.stage_idx)
     return config, identity.own_range(options, config.model_config)
-
-
-def first_line(error: Exception) -> str:
-    """What a pydantic or vLLM error says, on one line."""
-    errors = getattr(error, "errors", None)
-    if callable(errors):
-        return "; ".join(str(e.get("msg", e)) for e in errors())
-    return " ".join(str(error).split())
