@@ -26,7 +26,7 @@ PIPELINE = -1
 """In place of a stage's index: no stage alone is at fault."""
 
 
-class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True, frozen=True):
+class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
     """Base of all control messages."""
 
 

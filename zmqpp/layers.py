@@ -48,7 +48,7 @@ class LayerRange:
         """Raise LayerRangeError when the range reaches beyond the model."""
         if self.end > total_layers:
             raise LayerRangeError(
-                f"stage {stage}: layer range {self} exceeds the model, which has {total_layers} layers (0-{total_layers})"
+                f"stage {stage}: layer range {self} exceeds the model, which has {total_layers} layers"
             )
 
 

@@ -210,7 +210,9 @@ class Link:
         _load_zmq()
         options = _engine_options(self.config)
         options.update(bind=str(where or ""), connect=str(whom or ""), name=name, relay=int(relay))
-        options.update(previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size)
+        options.update(
+            previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size
+        )
         self._engine = _open(options, where)
         self.bound: str | None = self._engine.bound() or None
         self._lane = "ipc" if (where or whom or Endpoint("tcp")).scheme == "ipc" else "tcp"

@@ -60,7 +60,7 @@ class Zygote:
         return Running(int(self._process.stdout.readline()), log)
 
     def run(
-        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 30.0
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 60.0
     ) -> Ended:
         """Fork a command line and wait for its end."""
         return self.start(arguments, environment).wait(within_s)
@@ -138,10 +138,9 @@ def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def
         sys.stderr.flush()
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    part = f"{request['log']}.part"
-    with open(part, "w") as file:
-        file.write(str(os.waitstatus_to_exitcode(status)))
-    os.rename(part, f"{request['log']}.status")
+    part = Path(f"{request['log']}.part")
+    part.write_text(str(os.waitstatus_to_exitcode(status)))
+    part.rename(f"{request['log']}.status")
     os._exit(0)
 
 

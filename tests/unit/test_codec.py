@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import pickle
+import pickle  # noqa: TID251 - to compare sizes with
 from typing import Any
 
 import msgspec

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 EVENTS_VARIABLE = "ZMQPP_EVENTS"
@@ -35,7 +36,7 @@ def emit(stage: int, event: str, **fields: Any) -> None:
 def read_events(path: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The whole lines written since `offset`, and the offset to go on from."""
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             file.seek(offset)
             text = file.read()
     except FileNotFoundError:

@@ -53,8 +53,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.platforms:current_platform": "device of this stage",
     # weights
     "vllm.model_executor.model_loader.default_loader:safetensors_weights_iterator": "reads only this stage's tensors",
-    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": "names the model being loaded",
-    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.track_weights_loading": "what was loaded",
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.load_weights": "names the model being loaded",
     "vllm.model_executor.models.utils:get_pp_missing_layer_names": "modules that live on another stage",
     "vllm.config:set_current_vllm_config": "context of worker construction",
     "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",
@@ -103,7 +102,7 @@ def check_vllm() -> str:
     version = vllm_version()
     if minor(version) not in SUPPORTED_VLLM:
         raise UnsupportedError(
-            f"vLLM {version} is not supported by this zmqpp; it works with {', '.join(v + '.x' for v in SUPPORTED_VLLM)}: "
+            f"vLLM {version} is not supported by this zmqpp; it works with {', '.join(SUPPORTED_VLLM)}: "
             f"install one of those"
         )
     if moved := [name for name in SYMBOLS if not exists(name)]:
@@ -212,8 +211,8 @@ def check_engine_flags(given: Any, where: str) -> None:
     backend = getattr(given, "distributed_executor_backend", None)
     if backend is not None and where == "flags":
         raise ConfigError(
-            f"--distributed-executor-backend {backend} contradicts --pipeline-stage-mode external, which brings its own; "
-            f"leave it out"
+            f"--distributed-executor-backend {backend} contradicts --pipeline-stage-mode external, which "
+            f"brings its own; leave it out"
         )
 
 

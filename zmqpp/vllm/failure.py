@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import NoReturn
 
 from zmqpp.errors import ZmqppError
@@ -32,15 +33,14 @@ def record(reason: str) -> None:
     """Keep the first reason; without a file (engine inside the caller's process) do nothing."""
     path = os.environ.get(FAILURE_VARIABLE)
     if path and not read():
-        with open(path, "w") as file:
-            file.write(reason)
+        Path(path).write_text(reason)
 
 
 def read() -> str:
     """The recorded reason, or an empty string."""
+    path = os.environ.get(FAILURE_VARIABLE)
     try:
-        with open(os.environ.get(FAILURE_VARIABLE, ""), errors="replace") as file:
-            return file.read()
+        return Path(path).read_text(errors="replace") if path else ""
     except OSError:
         return ""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from zmqpp.errors import ZmqppError
@@ -80,7 +80,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
         if not reason:
             raise
     finally:
-        os.unlink(path)
+        Path(path).unlink(missing_ok=True)
     if reason:
         emit(0, "failed", reason=reason)
         end(reason)

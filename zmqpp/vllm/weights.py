@@ -39,6 +39,27 @@ class LoadReport:
     seconds: float = 0.0
     names_read: set[str] = field(default_factory=set)
 
+    def __str__(self) -> str:
+        size = self.parameter_bytes
+        held = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+        return (
+            f"stage {self.stage}: layers {self.layers} of {self.total_layers}, {self.parameters:,} parameters, "
+            f"{held}, loaded in {self.seconds:.1f} s"
+        )
+
+    def span(self) -> dict[str, int]:
+        """Which layers, of how many."""
+        return {
+            "start_layer": self.layers.start,
+            "end_layer": self.layers.end,
+            "total_layers": self.total_layers,
+        }
+
+    def counts(self) -> dict[str, float]:
+        """`span`, what is held, and what was read for it."""
+        held = {"parameters": self.parameters, "bytes": self.parameter_bytes, "seconds": self.seconds}
+        return {**self.span(), **held, "tensors_read": self.tensors_read, "bytes_read": self.bytes_read}
+
 
 def layer_lists(names: Iterator[str] | set[str]) -> dict[str, set[int]]:
     """Module lists in tensor names, `model.layers` -> {0, 1, ..}, without those of other towers."""

@@ -56,14 +56,14 @@ class StageWorker:
         self._replace_distributed()
         self._replace_loader()
         # The worker adopts `rank` as its place in the pipeline; torch's world has this one process.
-        arguments = dict(
-            vllm_config=self.config,
-            local_rank=0,
-            rank=self.stage,
-            distributed_init_method=get_file_store_init_method(),
-            is_driver_worker=True,
-            shared_worker_lock=get_context("spawn").Lock(),
-        )
+        arguments = {
+            "vllm_config": self.config,
+            "local_rank": 0,
+            "rank": self.stage,
+            "distributed_init_method": get_file_store_init_method(),
+            "is_driver_worker": True,
+            "shared_worker_lock": get_context("spawn").Lock(),
+        }
         self.wrapper.init_worker(all_kwargs=[arguments])
         self.wrapper.init_device()
         self.group.device = self.wrapper.worker.device or self.group.device
