@@ -1,0 +1,56 @@
+"""Control messages survive the trip; anything else is an error with a name."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqpp import control
+from zmqpp.errors import MalformedError
+
+MESSAGES: list[control.AnyMessage] = [
+    control.Hello("s", 1, "0.1", "0.32.0", 2, {"a": [1, None]}, {"dtype": "float32"}),
+    control.HelloReply(1, 8, 4, 8, "0.1", "0.32.0", "host", 7),
+    control.Rpc(3, "get_kv_cache_spec", b"x"),
+    control.RpcReply(3, 0, payload=b"y"),
+    control.RpcReply(3, 0, error="why"),
+    control.Exec(1, 5, True, b"z"),
+    control.Sample(1, b"m"),
+    control.StepReply(1, b"t"),
+    control.Failed(2, "reason", "trace"),
+    control.Stop(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_message_arrives_as_it_was_sent(message: control.AnyMessage) -> None:
+    assert control.decode(control.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedError):
+        control.decode(body)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"verb": "pickle", "payload": b""},
+        {"verb": "rpc", "call": 1},
+        {"verb": "rpc", "call": "1", "method": "x", "payload": b""},
+        {"verb": "exec", "step": 1, "tokens": 1, "sample": True, "payload": b"", "more": 1},
+        [1, 2],
+    ],
+)
+def test_a_message_of_another_shape_is_malformed(content: object) -> None:
+    with pytest.raises(MalformedError):
+        control.decode(msgspec.msgpack.encode(content))
+
+
+def test_a_failure_names_its_stage_once() -> None:
+    assert str(control.Failed(1, "out of memory")) == "stage 1 failed: out of memory"
+    assert str(control.Failed(1, "stage 1 is lost")) == "stage 1 is lost"
+    assert str(control.Failed(control.PIPELINE, "gap")) == "gap"
