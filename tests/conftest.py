@@ -26,6 +26,7 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     before = {name: look() for name, look in _LEFTOVERS.items()}
+    before["threads"] |= _all_threads()  # those of a wider fixture may not have named themselves yet
     yield
     deadline = time.monotonic() + _GRACE_S
     while left := {name: new for name, look in _LEFTOVERS.items() if (new := look() - before[name])}:
@@ -53,8 +54,12 @@ def _threads() -> set[str]:
         except OSError:
             continue
         if name.startswith(_OUR_THREADS):
-            found.add(f"native {name} {task.name}")
+            found.add(f"thread {task.name}")
     return found
+
+
+def _all_threads() -> set[str]:
+    return {f"thread {task.name}" for task in Path("/proc/self/task").iterdir()}
 
 
 def _children() -> set[str]:

@@ -1,6 +1,7 @@
 // A wake-up that can sit in a poll set: an eventfd.
 //
-// Owns: one file descriptor. Blocks? never. Thread: signal() from any thread, drain() from the one that polls.
+// Owns: one file descriptor, until close(). Blocks? never.
+// Thread: signal() and close() from any thread, the rest from the one that polls, which must be gone before close().
 // Errors: the constructor throws kResource when the process is out of descriptors.
 #pragma once
 
@@ -10,6 +11,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 
 #include "base/error.h"
 
@@ -20,7 +22,7 @@ class Event {
   Event() : fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (fd_ < 0) throw Error(Code::kResource, "open", std::string("no eventfd: ") + std::strerror(errno));
   }
-  ~Event() { ::close(fd_); }
+  ~Event() { close(); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
@@ -28,6 +30,8 @@ class Event {
 
   void signal() noexcept {
     const std::uint64_t one = 1;
+    const std::lock_guard lock(mutex_);
+    if (fd_ < 0) return;
     // EAGAIN means the counter is full, so the poller will wake anyway.
     [[maybe_unused]] const auto written = ::write(fd_, &one, sizeof one);
   }
@@ -37,7 +41,15 @@ class Event {
     [[maybe_unused]] const auto taken = ::read(fd_, &count, sizeof count);
   }
 
+  // Nobody polls any more; signals from now on go nowhere.
+  void close() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+
  private:
+  std::mutex mutex_;  // a late signal must not write to whatever got the closed descriptor's number
   int fd_;
 };
 

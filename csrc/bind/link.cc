@@ -4,6 +4,7 @@
 
 #include "bind/register.h"
 #include "bind/wait.h"
+#include "engine/frame.h"
 
 namespace zmqpp::bind {
 namespace {
@@ -87,7 +88,7 @@ py::object recv_control(Link& link, double timeout_s) {
     return control.has_value();
   });
   if (!came) return py::none();
-  const py::bytes body(reinterpret_cast<const char*>(control->body.bytes()), control->body.size());
+  const py::bytes body(reinterpret_cast<const char*>(engine::body_of(control->frame)), engine::body_size(control->frame));
   return py::make_tuple(body, static_cast<int>(control->route), control->tag, control->epoch);
 }
 

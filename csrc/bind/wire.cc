@@ -21,8 +21,8 @@ py::bytes write_head(int kind, int route, std::uint32_t flags, std::uint32_t epo
   return py::bytes(reinterpret_cast<const char*>(out.data()), out.size());
 }
 
-py::dict read_head(const std::string& bytes, std::size_t body_size) {
-  const wire::Head head = wire::read_head(bytes.data(), bytes.size(), body_size, wire::Limits{});
+py::dict read_head(const std::string& frame) {
+  const wire::Head head = wire::read_head(frame.data(), frame.size(), wire::Limits{});
   py::dict out;
   out["kind"] = static_cast<int>(head.kind);
   out["route"] = static_cast<int>(head.route);
@@ -57,7 +57,7 @@ void register_wire(py::module_& m) {
   m.def("write_head", &write_head, py::arg("kind"), py::arg("route") = 0, py::arg("flags") = 0, py::arg("epoch") = 0,
         py::arg("session") = 0, py::arg("sequence") = 0, py::arg("tag") = 0, py::arg("offset") = 0,
         py::arg("total") = 0, py::arg("body_size") = 0);
-  m.def("read_head", &read_head, py::arg("head"), py::arg("body_size") = 0);
+  m.def("read_head", &read_head, py::arg("frame"));
 }
 
 }  // namespace zmqpp::bind

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "engine/frame.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -14,8 +15,8 @@ namespace {
   throw Error(Code::kSequence, "receive", detail + "; messages were lost or two senders share the address");
 }
 
-std::string manifest_of(net::Message& body, const wire::DictBody& parts) {
-  return std::string(reinterpret_cast<const char*>(body.bytes()) + parts.manifest_offset, parts.manifest_size);
+std::string manifest_of(const std::uint8_t* body, const wire::DictBody& parts) {
+  return std::string(reinterpret_cast<const char*>(body) + parts.manifest_offset, parts.manifest_size);
 }
 
 }  // namespace
@@ -34,10 +35,11 @@ void Assembly::check_order(const wire::Head& head) {
   ++next_sequence_;
 }
 
-std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message body) {
+std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message& frame) {
   if (open_) out_of_order("a dict began before the chunks of the last one were complete");
   const bool inline_payload = (head.flags & wire::kFlagInline) != 0;
-  const wire::DictBody parts = wire::split_dict_body(body.bytes(), body.size(), head.total, inline_payload);
+  const std::uint8_t* body = body_of(frame);
+  const wire::DictBody parts = wire::split_dict_body(body, head.body_size, head.total, inline_payload);
   Dict dict{.manifest = manifest_of(body, parts), .block = nullptr, .tag = head.tag, .epoch = head.epoch};
   if (head.total > 0) dict.block = memory::ReceiveBlock::make(head.total);
   if (head.total > 0 && !inline_payload) {
@@ -46,13 +48,13 @@ std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message bod
     return std::nullopt;
   }
   if (head.total > 0) {
-    std::memcpy(dict.block->bytes(), body.bytes() + parts.payload_offset, head.total);
+    std::memcpy(dict.block->bytes(), body + parts.payload_offset, head.total);
     add(stats_.copies_in);
   }
   return dict;
 }
 
-std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message body) {
+std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message& frame) {
   if (!open_) out_of_order("a chunk came without its dict");
   if (head.total != open_->block->size() || head.offset != filled_ || head.tag != open_->tag ||
       head.epoch != open_->epoch) {
@@ -61,7 +63,7 @@ std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message bo
                     " does not continue the dict, which has " + std::to_string(filled_) + " of " +
                     std::to_string(open_->block->size()) + " bytes");
   }
-  std::memcpy(open_->block->bytes() + head.offset, body.bytes(), head.body_size);
+  std::memcpy(open_->block->bytes() + head.offset, body_of(frame), head.body_size);
   add(stats_.copies_in);
   add(stats_.chunks_received);
   filled_ += head.body_size;

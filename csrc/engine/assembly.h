@@ -20,8 +20,8 @@ class Assembly {
   void check_order(const wire::Head& head);
 
   // A dict or chunk message; returns the dict when it is complete.
-  std::optional<Dict> take_dict(const wire::Head& head, net::Message body);
-  std::optional<Dict> take_chunk(const wire::Head& head, net::Message body);
+  std::optional<Dict> take_dict(const wire::Head& head, net::Message& frame);
+  std::optional<Dict> take_chunk(const wire::Head& head, net::Message& frame);
 
  private:
   Stats& stats_;

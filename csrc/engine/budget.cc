@@ -4,6 +4,7 @@
 #include <new>
 
 #include "base/align.h"
+#include "wire/constants.h"
 
 namespace zmqpp::engine {
 namespace {
@@ -63,16 +64,17 @@ Error Budget::timeout_error(double waited_s) const {
                    std::to_string(max_bytes_) + " bytes; the receiver is slower than the sender");
 }
 
-BudgetedMessage make_body(std::size_t size, Budget& budget) {
-  if (size <= kSmallBody) return {net::Message(size), size};
+BudgetedFrame make_frame(std::size_t size, Budget& budget) {
+  const std::size_t frame_size = wire::kHeadSize + size;
+  if (size <= kSmallBody) return {net::Message(frame_size), size};
   const std::size_t front = align_up(sizeof(Lease));
-  auto* memory = static_cast<std::uint8_t*>(std::malloc(front + size));
+  auto* memory = static_cast<std::uint8_t*>(std::malloc(front + frame_size));
   if (memory == nullptr) {
     budget.release(size, 1);
     throw Error(Code::kResource, "send", "no memory for a message of " + std::to_string(size) + " bytes");
   }
   auto* lease = new (memory) Lease{&budget, size};
-  return {net::Message(memory + front, size, end_lease, lease), 0};
+  return {net::Message(memory + front, frame_size, end_lease, lease), 0};
 }
 
 }  // namespace zmqpp::engine

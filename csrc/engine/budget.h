@@ -39,13 +39,13 @@ class Budget {
   std::optional<Error> error_;
 };
 
-// A frame with a copy of `size` bytes left for the caller to fill, whose bytes return to `budget` when libzmq is done.
+// A frame with room for the head and a body of `size` bytes, whose bytes return to `budget` when libzmq is done.
 // Small ones live inside libzmq's own allocation and return at once when sent: `held_bytes` tells which it was.
-struct BudgetedMessage {
-  net::Message message;
+struct BudgetedFrame {
+  net::Message frame;
   std::size_t held_bytes = 0;  // still to be released by the sender once the frame is handed over
 };
 
-BudgetedMessage make_body(std::size_t size, Budget& budget);
+BudgetedFrame make_frame(std::size_t size, Budget& budget);
 
 }  // namespace zmqpp::engine

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "engine/frame.h"
+
 namespace zmqpp::engine {
 
 bool Inbox::has_room() const {
@@ -12,7 +14,7 @@ bool Inbox::has_room() const {
 void Inbox::put(Control control) {
   const std::lock_guard lock(mutex_);
   if (control.epoch < epoch_) return add(stats_.stale);
-  held_bytes_ += control.body.size();
+  held_bytes_ += body_size(control.frame);
   controls_.push_back(std::move(control));
   changed_.notify_all();
 }
@@ -47,7 +49,7 @@ std::optional<Control> Inbox::take_control(const Deadline& deadline) {
   if (!controls_.empty()) {
     Control control = std::move(controls_.front());
     controls_.pop_front();
-    gave(control.body.size());
+    gave(body_size(control.frame));
     return control;
   }
   if (error_) throw *error_;
@@ -118,7 +120,7 @@ void Inbox::set_epoch(std::uint32_t epoch) {
   epoch_ = epoch;
   const auto old = [&](const auto& message) { return message.epoch < epoch; };
   std::size_t freed = 0, dropped = 0;
-  for (const Control& control : controls_) freed += old(control) ? control.body.size() : 0;
+  for (const Control& control : controls_) freed += old(control) ? body_size(control.frame) : 0;
   for (const Dict& dict : dicts_) freed += old(dict) ? dict.held_bytes() : 0;
   dropped += std::erase_if(controls_, old);
   dropped += std::erase_if(dicts_, old);

@@ -23,7 +23,7 @@
 namespace zmqpp::engine {
 
 struct Control {
-  net::Message body;
+  net::Message frame;
   wire::Route route = wire::Route::kLink;
   std::uint64_t tag = 0;
   std::uint32_t epoch = 0;

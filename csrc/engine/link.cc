@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/align.h"
+#include "engine/frame.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -17,7 +18,7 @@ Link::Link(Options options)
       inbox_(options_.receive_limit_bytes, kMaxControls, receiver_wake_, stats_),
       context_(std::make_unique<net::Context>(2)) {
   if (!options_.bind.empty()) {
-    pool_ = std::make_unique<memory::Pool>(options_.chunk_bytes, options_.pool_chunks, sender_wake_);
+    pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
     sender_ = std::make_unique<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
   }
   if (!options_.connect.empty()) {
@@ -50,13 +51,13 @@ bool Link::reserve(std::size_t bytes, const Deadline& slice) {
 }
 
 void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send) {
-  BudgetedMessage copy = make_body(size, budget_);
-  std::memcpy(copy.message.bytes(), body, size);
+  BudgetedFrame copy = make_frame(size, budget_);
+  std::memcpy(body_of(copy.frame), body, size);
   Outgoing item;
   item.route = send.route;
   item.tag = send.tag;
   item.epoch = epoch_;
-  item.body = std::move(copy.message);
+  item.frame = std::move(copy.frame);
   item.held_bytes = copy.held_bytes;
   item.deadline = send.deadline;
   sending_half().push(std::move(item));
@@ -74,9 +75,8 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
   const bool inline_payload = is_inline(total);
   const auto manifest_size = static_cast<std::uint32_t>(manifest.size());
   const std::size_t front = wire::kManifestPrefix + manifest.size();
-  const std::size_t body_size = inline_payload ? align_up(front) + total : front;
-  BudgetedMessage body = make_body(body_size, budget_);
-  std::uint8_t* out = body.message.bytes();
+  BudgetedFrame message = make_frame(inline_payload ? align_up(front) + total : front, budget_);
+  std::uint8_t* out = body_of(message.frame);
   std::memcpy(out, &manifest_size, sizeof manifest_size);
   std::memcpy(out + wire::kManifestPrefix, manifest.data(), manifest.size());
   Outgoing item;
@@ -86,7 +86,7 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
   item.total = total;
   item.ticket = std::make_shared<SendTicket>();
   item.deadline = send.deadline;
-  item.held_bytes = body.held_bytes;
+  item.held_bytes = message.held_bytes;
   if (inline_payload) {
     item.flags = wire::kFlagInline;
     std::memset(out + front, 0, align_up(front) - front);
@@ -96,7 +96,7 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
     item.held_bytes += total;
     item.payload = std::move(payload);
   }
-  item.body = std::move(body.message);
+  item.frame = std::move(message.frame);
   SendTicketPtr ticket = item.ticket;
   sending_half().push(std::move(item));
   return ticket;
@@ -169,6 +169,8 @@ void Link::close(double linger_s) {
   if (sender_) sender_->close(Deadline::after(linger_s));
   if (receiver_) receiver_->close();
   context_.reset();  // afterwards no callback into pool or budget can come
+  sender_wake_.close();
+  receiver_wake_.close();
 }
 
 void Link::check_usable() const {

@@ -1,6 +1,6 @@
 // One accepted send: everything the sender thread needs, and nothing of Python's.
 //
-// Owns: the first message's body. Does not own the payload spans: their owner keeps them until the ticket is settled.
+// Owns: the first message's frame, whose head the sender fills in. Does not own the payload spans: their owner keeps them until the ticket is settled.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Outgoing {
   std::uint32_t epoch = 0;
   std::uint64_t tag = 0;
   std::uint64_t total = 0;
-  net::Message body;
+  net::Message frame;
   std::size_t held_bytes = 0;  // to give back to the budget when this item is done
   std::vector<Span> payload;   // of a chunked dict, laid out at aligned offsets
   SendTicketPtr ticket;        // control messages have none

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/thread.h"
+#include "engine/frame.h"
 
 namespace zmqpp::engine {
 namespace {
@@ -177,42 +178,37 @@ void Receiver::check_silence() {
 }
 
 bool Receiver::read_some() {
-  net::Message head_frame;
-  if (!socket_.try_receive(head_frame)) return false;
-  net::Message body;
-  if (head_frame.more() && !socket_.try_receive(body)) {
-    throw Error(Code::kMalformed, "receive", "a message without its second frame");
-  }
-  if (body.more()) throw Error(Code::kMalformed, "receive", "a message of more than two frames");
-  if (head_frame.more() && body.size() == 0) throw Error(Code::kMalformed, "receive", "an empty second frame");
-  const auto head = wire::read_head(head_frame.bytes(), head_frame.size(), body.size(), options_.limits);
+  net::Message frame;
+  if (!socket_.try_receive(frame)) return false;
+  if (frame.more()) throw Error(Code::kMalformed, "receive", "a message of more than one frame");
+  const auto head = wire::read_head(frame.bytes(), frame.size(), options_.limits);
   // A sender that came back after the loss starts a new session, which is not part of this link.
   if (watch_.lost() && head.kind == wire::Kind::kHello && peer_connected()) return false;
   assembly_.check_order(head);
   restart_silence();
   add(stats_.messages_received);
   add(stats_.bytes_received, wire::kHeadSize + head.body_size);
-  take(head, std::move(body));
+  take(head, std::move(frame));
   return true;
 }
 
-void Receiver::take(const wire::Head& head, net::Message body) {
+void Receiver::take(const wire::Head& head, net::Message frame) {
   std::optional<Dict> dict;
   switch (head.kind) {
-    case wire::Kind::kHello: return take_hello(body);
+    case wire::Kind::kHello: return take_hello(frame);
     case wire::Kind::kBeat: return;
     case wire::Kind::kBye: throw Error(Code::kPeerLost, "receive", who() + " closed the link");
-    case wire::Kind::kControl: return take_control(head, std::move(body));
-    case wire::Kind::kDict: dict = assembly_.take_dict(head, std::move(body)); break;
-    case wire::Kind::kChunk: dict = assembly_.take_chunk(head, std::move(body)); break;
+    case wire::Kind::kControl: return take_control(head, std::move(frame));
+    case wire::Kind::kDict: dict = assembly_.take_dict(head, frame); break;
+    case wire::Kind::kChunk: dict = assembly_.take_chunk(head, frame); break;
   }
   if (!dict) return;
   add(stats_.dicts_received);
   inbox_.put(std::move(*dict));
 }
 
-void Receiver::take_hello(net::Message& body) {
-  const wire::Hello hello = wire::read_hello(body.bytes(), body.size());
+void Receiver::take_hello(net::Message& frame) {
+  const wire::Hello hello = wire::read_hello(body_of(frame), body_size(frame));
   if (options_.world_size > 0 && hello.world_size > 0 && options_.rank >= 0) {
     const std::int64_t expected = (options_.rank + options_.world_size - 1) % options_.world_size;
     if (hello.world_size != options_.world_size || hello.rank != expected) {
@@ -231,24 +227,24 @@ void Receiver::take_hello(net::Message& body) {
   changed_.notify_all();
 }
 
-void Receiver::take_control(const wire::Head& head, net::Message body) {
+void Receiver::take_control(const wire::Head& head, net::Message frame) {
   add(stats_.control_received);
   if (head.epoch < inbox_.epoch()) return add(stats_.stale);
   // Before delivery: the next place can prepare while this one works.
-  if (relay_to_ != nullptr && passes_on(options_.relay, head.route)) relay(head, body);
+  if (relay_to_ != nullptr && passes_on(options_.relay, head.route)) relay(head, frame);
   if (!delivers(options_.relay, head.route)) return;
-  inbox_.put(Control{std::move(body), head.route, head.tag, head.epoch});
+  inbox_.put(Control{std::move(frame), head.route, head.tag, head.epoch});
 }
 
-void Receiver::relay(const wire::Head& head, net::Message& body) {
-  budget_.take(body.size());
-  BudgetedMessage copy = make_body(body.size(), budget_);
-  std::memcpy(copy.message.bytes(), body.bytes(), body.size());
+void Receiver::relay(const wire::Head& head, net::Message& frame) {
+  budget_.take(head.body_size);
+  BudgetedFrame copy = make_frame(head.body_size, budget_);
+  std::memcpy(body_of(copy.frame), body_of(frame), head.body_size);
   Outgoing item;
   item.route = head.route;
   item.tag = head.tag;
   item.epoch = head.epoch;
-  item.body = std::move(copy.message);
+  item.frame = std::move(copy.frame);
   item.held_bytes = copy.held_bytes;
   if (relay_to_->relay(std::move(item)) || relay_to_->error()) return;  // a failed sending half reports itself
   const Error full(Code::kResource, "relay",

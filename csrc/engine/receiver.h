@@ -44,10 +44,10 @@ class Receiver {
   bool turn();
   void watch_peer();
   bool read_some();  // false: nothing there
-  void take(const wire::Head& head, net::Message body);
-  void take_hello(net::Message& body);
-  void take_control(const wire::Head& head, net::Message body);
-  void relay(const wire::Head& head, net::Message& body);
+  void take(const wire::Head& head, net::Message frame);
+  void take_hello(net::Message& frame);
+  void take_control(const wire::Head& head, net::Message frame);
+  void relay(const wire::Head& head, net::Message& frame);
   void retry_if_stalled();
   void restart_silence();
   void check_silence();

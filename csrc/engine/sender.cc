@@ -6,6 +6,7 @@
 
 #include "base/random.h"
 #include "base/thread.h"
+#include "engine/frame.h"
 #include "wire/hello.h"
 
 namespace zmqpp::engine {
@@ -52,6 +53,7 @@ Sender::Sender(net::Context& context, const Options& options, Budget& budget, Ev
   configure(socket_, options_);
   socket_.bind(options_.bind);
   bound_ = socket_.last_endpoint();
+  file_.emplace(bound_);
   thread_ = start_thread("zmqpp-send", [this] { run(); });
 }
 
@@ -138,8 +140,8 @@ void Sender::run() noexcept {
 bool Sender::turn() {
   wake_.drain();  // first: what is signalled later is seen by this round or wakes the next
   watch_peer();
-  expire();
   const Progress progress = send_ready();
+  expire();  // after sending: even a deadline of zero gets one attempt
   if (finished()) return false;
   if (progress == Progress::kIdle && may_say_bye()) {
     build_plain(wire::Kind::kBye);
@@ -223,11 +225,7 @@ Sender::Progress Sender::send_ready() {
       const Progress built = build_next();
       if (built != Progress::kMore) return built;
     }
-    const bool has_body = pending_->head.body_size > 0;
-    if (!socket_.try_send(pending_->head_frame, has_body)) return Progress::kBlocked;
-    if (has_body && !socket_.try_send(pending_->body, false)) {
-      throw Error(Code::kResource, "send", "ZeroMQ took the head of a message but not its body");
-    }
+    if (!socket_.try_send(pending_->frame)) return Progress::kBlocked;
     on_sent();
   }
   return Progress::kMore;
@@ -264,17 +262,17 @@ std::optional<Outgoing> Sender::next_item() {
 
 void Sender::build_hello() {
   const std::string text = wire::write_hello({options_.rank, options_.world_size, options_.name});
-  net::Message body(text.size());
-  std::memcpy(body.bytes(), text.data(), text.size());
-  stage({.kind = wire::Kind::kHello}, std::move(body));
+  net::Message frame(wire::kHeadSize + text.size());
+  std::memcpy(body_of(frame), text.data(), text.size());
+  stage({.kind = wire::Kind::kHello}, std::move(frame));
 }
 
-void Sender::build_plain(wire::Kind kind) { stage({.kind = kind}, net::Message()); }
+void Sender::build_plain(wire::Kind kind) { stage({.kind = kind}, net::Message(wire::kHeadSize)); }
 
 void Sender::build_item(Outgoing item) {
   const wire::Head head{.kind = item.kind, .route = item.route, .flags = item.flags, .epoch = item.epoch,
                         .tag = item.tag, .total = item.total};
-  stage(head, std::move(item.body));
+  stage(head, std::move(item.frame));
   pending_->item = std::move(item);
 }
 
@@ -282,12 +280,12 @@ bool Sender::build_chunk() {
   memory::Chunk chunk = pool_.try_acquire();
   if (!chunk) return false;
   const std::uint64_t left = current_->item.total - current_->offset;
-  const std::size_t size = std::min<std::uint64_t>(left, pool_.chunk_bytes());
-  add(stats_.copies_out, current_->reader.copy_next(chunk.bytes(), size));
+  const std::size_t size = std::min<std::uint64_t>(left, options_.chunk_bytes);
+  add(stats_.copies_out, current_->reader.copy_next(chunk.bytes() + wire::kHeadSize, size));
   const auto [pool, bytes] = chunk.release();
   const wire::Head head{.kind = wire::Kind::kChunk, .epoch = current_->item.epoch, .tag = current_->item.tag,
                         .offset = current_->offset, .total = current_->item.total};
-  stage(head, net::Message(bytes, size, release_chunk, pool));
+  stage(head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool));
   if (size == left) {
     current_->item.ticket->mark_copied();
     budget_.release(std::exchange(current_->item.held_bytes, 0), 0);
@@ -295,15 +293,14 @@ bool Sender::build_chunk() {
   return true;
 }
 
-void Sender::stage(const wire::Head& head, net::Message body) {
+void Sender::stage(const wire::Head& head, net::Message frame) {
   Pending& next = pending_.emplace();
   next.head = head;
   next.head.session = session_;
   next.head.sequence = sequence_;
-  next.head.body_size = static_cast<std::uint32_t>(body.size());
-  next.head_frame = net::Message(wire::kHeadSize);
-  wire::write_head(next.head, next.head_frame.bytes());
-  next.body = std::move(body);
+  next.head.body_size = static_cast<std::uint32_t>(body_size(frame));
+  next.frame = std::move(frame);
+  wire::write_head(next.head, next.frame.bytes());
 }
 
 void Sender::on_sent() {
@@ -386,6 +383,7 @@ void Sender::shut_down(const std::optional<Error>& error) noexcept {
   pending_.reset();
   current_.reset();
   watch_.close();
+  file_->remove();  // before the socket closes, so that no successor can be there yet
   socket_.close();
 }
 

@@ -24,6 +24,7 @@
 #include "memory/pool.h"
 #include "net/peer_watch.h"
 #include "net/socket.h"
+#include "net/socket_file.h"
 
 namespace zmqpp::engine {
 
@@ -48,8 +49,7 @@ class Sender {
   // A message built and not yet taken by ZeroMQ.
   struct Pending {
     wire::Head head;
-    net::Message head_frame;
-    net::Message body;
+    net::Message frame;
     std::optional<Outgoing> item;  // the item this message starts; empty for hello, chunk, beat, bye
   };
   // A dict whose chunks are on their way.
@@ -73,7 +73,7 @@ class Sender {
   void build_item(Outgoing item);
   bool build_chunk();
   void build_plain(wire::Kind kind);
-  void stage(const wire::Head& head, net::Message body);
+  void stage(const wire::Head& head, net::Message frame);
   std::optional<Outgoing> next_item();
   void on_sent();
   bool finished();
@@ -90,6 +90,7 @@ class Sender {
   std::string bound_;
   net::Socket socket_;
   net::PeerWatch watch_;
+  std::optional<net::SocketFile> file_;
 
   mutable std::mutex mutex_;  // guards the following
   std::condition_variable changed_;

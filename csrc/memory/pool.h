@@ -1,4 +1,4 @@
-// Fixed-size chunks for outgoing payloads, over slabs allocated when a link opens.
+// Fixed-size chunks for outgoing frames, over slabs allocated when a link opens.
 //
 // Owns: the slabs. A Chunk returns itself when it dies, on whichever thread that is (libzmq's, usually).
 // Blocks? never: try_acquire returns an empty Chunk, and `freed` is signalled when one comes back after that.

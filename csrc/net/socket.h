@@ -40,8 +40,8 @@ class Socket {
   void connect_again(const std::string& endpoint);
   std::string last_endpoint() const;
 
-  bool try_send(Message& message, bool more);  // false: would block; the message is still the caller's
-  bool try_receive(Message& message);          // false: nothing there
+  bool try_send(Message& message);     // false: would block; the message is still the caller's
+  bool try_receive(Message& message);  // false: nothing there
   bool writable() const;
 
   void close() noexcept;

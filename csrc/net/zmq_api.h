@@ -85,7 +85,6 @@ enum Option : int {
 inline constexpr int kCtxIoThreads = 1;
 inline constexpr int kCtxBlocky = 70;
 inline constexpr int kDontWait = 1;
-inline constexpr int kSendMore = 2;
 inline constexpr short kPollIn = 1;
 inline constexpr short kPollOut = 2;
 

@@ -103,7 +103,7 @@ void check_kind(const Head& head, const Limits& limits) {
 }  // namespace
 
 std::size_t Limits::max_frame_bytes() const {
-  return std::max({max_control_bytes, kMaxChunkBytes, kMaxManifestBytes + kMaxInlineBytes + 2 * kAlign});
+  return kHeadSize + std::max({max_control_bytes, kMaxChunkBytes, kMaxManifestBytes + kMaxInlineBytes + 2 * kAlign});
 }
 
 void write_head(const Head& head, std::uint8_t* out) {
@@ -122,8 +122,9 @@ void write_head(const Head& head, std::uint8_t* out) {
   put(out, kAtChecksum, std::uint32_t{0});  // reserved for crc32c; 0 = none
 }
 
-Head read_head(const void* bytes, std::size_t size, std::size_t body_size, const Limits& limits) {
-  if (size != kHeadSize) malformed("a head of " + std::to_string(size) + " bytes instead of 64");
+Head read_head(const void* bytes, std::size_t size, const Limits& limits) {
+  if (size < kHeadSize) malformed("a message of " + std::to_string(size) + " bytes, its head alone has 64");
+  const std::size_t body_size = size - kHeadSize;
   const auto* in = static_cast<const std::uint8_t*>(bytes);
   check_magic_and_version(in);
   Head head;

@@ -1,4 +1,4 @@
-// The fixed head of every message: writer and validating reader.
+// The fixed head of every message, in front of its body in the same frame: writer and validating reader.
 //
 // Owns: nothing. Blocks? never. Thread: pure functions.
 // Errors: read_head throws kMalformed or kVersion; it checks one head against the limits. Order between
@@ -31,15 +31,15 @@ struct Limits {
   std::size_t max_control_bytes = 64u << 20;
   std::uint64_t max_dict_bytes = std::uint64_t{4} << 30;
 
-  std::size_t max_frame_bytes() const;  // for ZMQ_MAXMSGSIZE
+  std::size_t max_frame_bytes() const;  // head included, for ZMQ_MAXMSGSIZE
 };
 
 using HeadBytes = std::array<std::uint8_t, kHeadSize>;
 
 void write_head(const Head& head, std::uint8_t* out);
 
-// `bytes` is the first frame, `body_size` the size of the second one (0 = there was none).
-Head read_head(const void* bytes, std::size_t size, std::size_t body_size, const Limits& limits);
+// Of the whole frame [bytes, + size), only the head is looked at; the rest must be as long as the head says.
+Head read_head(const void* bytes, std::size_t size, const Limits& limits);
 
 const char* kind_name(Kind kind);
 

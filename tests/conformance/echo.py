@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.links import FAST, address
 from zmqpp.errors import RecvTimeout, TransportError
-from zmqpp.transport import Link
+from zmqpp.transport import Link, Route
 
 
 def echo(link: Link) -> None:
@@ -44,6 +44,8 @@ def ring_of_two(lane: str, where: str, folder: Path) -> Iterator[Link]:
         with here:
             tell(here.bound)
             here.wait_peers(20)
+            here.send_control(b"", route=Route.LINK)
+            here.recv_control(20)  # all its threads are there
             yield here
 
 

@@ -26,7 +26,7 @@ class RawSender:
     def message(self, kind: int, body: bytes = b"", **fields: int) -> None:
         """One message; fields replace those that would be right."""
         given = {"session": SESSION, "sequence": self._sequence, "body_size": len(body)} | fields
-        self.frames(_engine.write_head(kind, **given), *([body] if body else []))
+        self.frames(_engine.write_head(kind, **given) + body)
         self._sequence += 1
 
     def hello(self) -> None:

@@ -77,29 +77,24 @@ BIG = 1 << 39
 WRONG = {
     "no head": [b"hello"],
     "empty": [b""],
-    "three frames": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1), b"x", b"y"],
+    "two frames": [_engine.write_head(CONTROL, session=77, sequence=1), b"x"],
     "magic": [b"HTTP" + bytes(60)],
     "kind": [_engine.write_head(9, session=77, sequence=1)],
     "route": [_engine.write_head(CONTROL, route=9, session=77, sequence=1)],
     "flags": [_engine.write_head(CONTROL, flags=1, session=77, sequence=1)],
-    "body larger than announced": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1), b"xy"],
+    "body larger than announced": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1) + b"xy"],
     "body missing": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1)],
-    "empty second frame": [_engine.write_head(CONTROL, session=77, sequence=1), b""],
     "dict larger than limit": [
-        _engine.write_head(DICT, session=77, sequence=1, total=BIG, body_size=8),
-        dict_body(),
+        _engine.write_head(DICT, session=77, sequence=1, total=BIG, body_size=8) + dict_body()
     ],
     "manifest beyond its message": [
-        _engine.write_head(DICT, session=77, sequence=1, body_size=8),
-        struct.pack("<I", 99) + bytes(4),
+        _engine.write_head(DICT, session=77, sequence=1, body_size=8) + struct.pack("<I", 99) + bytes(4)
     ],
     "manifest with a map": [
-        _engine.write_head(DICT, session=77, sequence=1, body_size=5),
-        dict_body(b"\x80"),
+        _engine.write_head(DICT, session=77, sequence=1, body_size=5) + dict_body(b"\x80")
     ],
     "array bomb": [
-        _engine.write_head(DICT, session=77, sequence=1, body_size=9),
-        dict_body(b"\xdd\xff\xff\xff\xff"),
+        _engine.write_head(DICT, session=77, sequence=1, body_size=9) + dict_body(b"\xdd\xff\xff\xff\xff")
     ],
 }
 

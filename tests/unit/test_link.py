@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,9 +128,9 @@ def test_tensors_outlive_the_link_and_their_memory_is_used_again() -> None:
 def test_copies_and_messages_per_dict_are_as_few_as_they_can_be() -> None:
     with pair() as (sender, receiver):
         before, there = sender.stats(), receiver.stats()
-        sender.send_dict({"x": torch.ones(8), "y": torch.ones(8)})
+        sender.isend_dict({"x": torch.ones(8), "y": torch.ones(8)}).wait_sent()
         receiver.recv_dict()
-        sender.send_dict({"x": torch.ones(MIB)})  # 4 MiB
+        sender.isend_dict({"x": torch.ones(MIB)}).wait_sent()  # 4 MiB
         receiver.recv_dict()
         counts = {
             name: sender.stats()[name] - before[name] for name in ("dicts_sent", "chunks_sent", "copies_out")
@@ -204,6 +205,22 @@ def test_sizes_above_the_receivers_limits_lose_the_link() -> None:
             for _ in range(100):
                 sender.send_dict({})
                 time.sleep(0.02)
+
+
+def test_wrong_neighbour_is_refused_by_name() -> None:
+    with (
+        Link(bind=ANY_PORT, connect=None, config=FAST, name="stage 3") as sender,
+        Link(bind=None, connect=sender.bound, config=FAST, expect="stage 0") as receiver,
+    ):
+        with pytest.raises(ConnectError, match="is where stage 3 binds, not stage 0"):
+            receiver.wait_peers(5)
+
+
+def test_socket_files_are_removed(tmp_path: Path) -> None:
+    with pair(bind=f"ipc://{tmp_path}/link") as (sender, receiver):
+        sender.send_dict({"x": 1})
+        assert receiver.recv_dict() == {"x": 1}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_neighbour_is_refused_by_rank() -> None:
