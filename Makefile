@@ -27,7 +27,7 @@ test-unit: build  ## the tests that need no vLLM
 # PROMPT is read by the shell, not by make: whatever it holds arrives as it is.
 demo: export PROMPT := $(value PROMPT)
 demo: build  ## a real pipeline answering a prompt; STAGES=4, PROMPT="..."
-	@exec $(BIN)/python -m zmqpp demo --stages $(STAGES) $${PROMPT:+--prompt "$$PROMPT"}
+	@exec $(BIN)/python -m zmqpp demo --stages "$(STAGES)" $${PROMPT:+--prompt="$$PROMPT"}
 
 format: build  ## rewrite the sources in the common format
 	$(BIN)/ruff check --fix .

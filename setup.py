@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        # Anew each time: CMake's cache would go on naming the tools of a build environment that is gone.
         build_dir = (Path(self.build_temp) / "cmake").resolve()
-        build_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(build_dir, ignore_errors=True)
+        build_dir.mkdir(parents=True)
         subprocess.run(
             [
                 *("cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -270,13 +270,32 @@ def run(command: list[str], cwd: Path = ROOT) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole group, SIGKILL after a second; pip, the build and the compilers are all in it."""
-    for signum, wait_s in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0)):
-        try:
-            os.killpg(process.pid, signum)
-            process.wait(wait_s)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
+    """SIGTERM to the whole session, SIGKILL after two seconds: pip, the build, and each compiler in its own group."""
+    for signum, wait_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0)):
+        deadline = time.monotonic() + wait_s
+        while (members := _session(process.pid)) and time.monotonic() < deadline:
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+            time.sleep(0.1)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
+def _session(leader: int) -> list[int]:
+    """Processes of the session that `leader` opened, without those that only wait to be reaped."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
             continue
+        try:
+            # pid (comm) state ppid pgrp session ...; comm may hold anything. Source: proc(5).
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(entry.name))
+    return found
 
 
 def _version_of(python: Path) -> str:

@@ -29,6 +29,7 @@ from zmqpp.pipeline.state import StageState
 __all__ = ["Launcher"]
 
 _POLL_S = 0.1
+_LOADING_GRACE_S = 3.0
 _FOLLOW_S = 2.0
 """For the other stages to follow when stage 0 has stopped."""
 
@@ -40,11 +41,19 @@ class Launcher:
     signal during that stop cuts the grace short. If this process is killed outright, its guard ends them.
     """
 
-    def __init__(self, plan: PipelinePlan, log_dir: Path, *, grace_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        log_dir: Path,
+        *,
+        grace_s: float = 10.0,
+        on_interrupt: Callable[[], None] | None = None,
+    ) -> None:
         self.plan = plan
         self.states = [StageState(stage.index) for stage in plan.stages]
         self._log_dir = log_dir
         self._grace_s = grace_s
+        self._on_interrupt = on_interrupt
         self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
         self._events_path = log_dir / "events.jsonl"
         self._events_offset = 0
@@ -117,8 +126,12 @@ class Launcher:
         """Stop every stage: in good order through stage 0, else by SIGTERM, else by SIGKILL. Idempotent."""
         self._signals.mute()
         self._stops = self._signals.count
-        deadline = time.monotonic() + self._grace_s
-        if all(state.phase == "ready" for state in self.states):
+        if self._stops and self._on_interrupt is not None:
+            self._on_interrupt()
+        serving = all(state.phase == "ready" for state in self.states)
+        # Stages that still load have nothing to finish, and vLLM hears signals late while it starts.
+        deadline = time.monotonic() + (self._grace_s if serving else min(self._grace_s, _LOADING_GRACE_S))
+        if serving:
             # A running stage 0 tells the others that the pipeline ends, and they leave by themselves.
             self._processes[0].terminate()
             self._await_end(self._processes[:1], deadline)

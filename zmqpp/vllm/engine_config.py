@@ -38,6 +38,10 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
         )
     if config.speculative_config is not None:
         raise UnsupportedError("speculative decoding is not supported with external stages yet: leave it out")
+    if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
+        raise UnsupportedError(
+            "KV and encoder cache connectors are not supported with external stages yet: leave them out"
+        )
     # This process drives the devices of one stage; otherwise vLLM expects N x TP of them here.
     config.parallel_config.world_size = engine_args.tensor_parallel_size
     return config

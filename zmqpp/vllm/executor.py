@@ -16,7 +16,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from zmqpp import control
-from zmqpp.errors import StageError, UnsupportedError, ZmqppError
+from zmqpp.errors import ConfigError, StageError, UnsupportedError, ZmqppError
 from zmqpp.layers import LayerRange, check_contiguous
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
@@ -72,6 +72,12 @@ class ExternalStageExecutor(Executor):
         replies = self.ring.hello(hello, startup_s(), self._say_waiting())
         total = replies[0].total_layers
         ranges = {r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}
+        for reply in replies:
+            if reply.total_layers != total:
+                raise ConfigError(
+                    f"stage {reply.stage} counts {reply.total_layers} layers in its model, stage 0 {total}: "
+                    f"give every stage the same model and the same --hf-overrides"
+                )
         check_contiguous(ranges, total)
         for reply in replies:
             logger.info(

@@ -17,6 +17,9 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "enforce_eager": lambda c: c.model_config.enforce_eager,
     "max_logprobs": lambda c: c.model_config.max_logprobs,
     "logprobs_mode": lambda c: c.model_config.logprobs_mode,
+    "hf_overrides": lambda c: (
+        c.model_config.hf_overrides if isinstance(c.model_config.hf_overrides, dict) else None
+    ),
     "runner": lambda c: c.model_config.runner,
     "convert": lambda c: c.model_config.convert,
     "enable_prompt_embeds": lambda c: c.model_config.enable_prompt_embeds,
@@ -36,8 +39,6 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "max_cpu_loras": lambda c: _lora(c, "max_cpu_loras"),
 }
 
-_STAGE_ZERO_ONLY = ("tokenizer", "served_model_name")
-
 
 def _lora(config: Any, field: str) -> Any:
     return getattr(config.lora_config, field) if config.lora_config is not None else None
@@ -50,7 +51,8 @@ def shared_settings(vllm_config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else getattr(value, "value", str(value))
+    plain = isinstance(value, bool | int | float | str | dict)
+    return value if plain else getattr(value, "value", str(value))
 
 
 def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
@@ -67,8 +69,10 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
         _check_agrees(name, getattr(engine_args, name), _default_of(fields[name]), theirs, stage)
-    known = {name: value for name, value in settings.items() if name != "optimization_level"}
-    return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
+    level = type(engine_args.optimization_level)(settings["optimization_level"])
+    return dataclasses.replace(
+        engine_args, **{**settings, "optimization_level": level}, skip_tokenizer_init=True
+    )
 
 
 def _check_agrees(name: str, mine: Any, default: Any, theirs: Any, stage: int) -> None:

@@ -47,6 +47,11 @@ class LoadReport:
             f"{held}, loaded in {self.seconds:.1f} s"
         )
 
+    def count(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Note what the stage holds."""
+        self.parameters = sum(p.numel() for p in parameters.values())
+        self.parameter_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
+
     def span(self) -> dict[str, int]:
         """Which layers, of how many."""
         return {
@@ -166,8 +171,7 @@ class StageWeights:
         report = self.report
         report.seconds = time.perf_counter() - self._started
         parameters = dict(model.named_parameters())
-        report.parameters = sum(p.numel() for p in parameters.values())
-        report.parameter_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
+        report.count(parameters)
         missing = self._half_filled(model, parameters)
         if not quantized and loaded is not None:
             missing |= {name for name, p in parameters.items() if name not in loaded and p.numel()}

@@ -70,6 +70,9 @@ class StageWorker:
         self.wrapper.load_model()
         current_platform.update_block_size_for_backend(self.config)
         self._allocate_intermediate_tensors()
+        if not self.report.parameters:
+            # Another loader than vLLM's default one (dummy weights, a format of its own) was asked for.
+            self.report.count(dict(self.wrapper.worker.model_runner.model.named_parameters()))
         return self.report
 
     def _replace_distributed(self) -> None:
