@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this machine, as far as /proc tells this user."""
+"""Who listens on a TCP port or Unix socket of this machine, as far as /proc tells this user."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from pathlib import Path
 
 _LISTEN = "0A"
 """State column of /proc/net/tcp. Source: proc(5), include/net/tcp_states.h."""
+_ACCEPTS = "00010000"
+"""Flags column of /proc/net/unix, __SO_ACCEPTCON. Source: proc(5)."""
 
 
 def port_owner(port: int) -> str | None:
     """`pid 4711 (python server.py)` for the listener on `port`; None when it cannot be told."""
-    inodes = _listening_inodes(port)
+    return _owner(_listening_inodes(port))
+
+
+def path_owner(path: str) -> str | None:
+    """The same for the listener on the Unix socket at `path`."""
+    rows = (line.split(maxsplit=7) for line in _lines(Path("/proc/net/unix"))[1:])
+    return _owner({row[6] for row in rows if len(row) == 8 and row[7] == path and row[3] == _ACCEPTS})
+
+
+def _owner(inodes: set[str]) -> str | None:
     if not inodes:
         return None
     for entry in Path("/proc").iterdir():

@@ -38,7 +38,7 @@ def bind_endpoint(text: str | int) -> Endpoint:
     Port 0 asks the system for a free one.
 
     Raises:
-        ConfigError: the text is none of these, or the ipc folder does not exist.
+        ConfigError: the text is none of these, the ipc folder does not exist, or the path is a folder.
     """
     text = str(text).strip()
     if text.isdigit():
@@ -127,4 +127,6 @@ def _parse_ipc(text: str) -> Endpoint:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise ConfigError(f"address {text!r}: there is no folder {folder!r}")
+    if os.path.isdir(path):
+        raise ConfigError(f"address {text!r}: {path!r} is a directory; name a file in it")
     return Endpoint("ipc", path=path)

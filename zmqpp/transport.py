@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import _engine
-from zmqpp._port_owner import port_owner
+from zmqpp._port_owner import path_owner, port_owner
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
 from zmqpp.errors import ConfigError, ConnectError, RecvTimeout, SendTimeout, SequenceError, ZmqppError
@@ -83,14 +83,17 @@ class SendTicket:
         seconds = self._timeout_s if timeout_s is None else timeout_s
         if not self._ticket.wait_copied(seconds):
             raise SendTimeout(
-                f"send: the tensors were not copied within {seconds} s; the receiver does not keep up"
+                f"send: the tensors were not copied within {seconds:g} s; "
+                "the receiver is not there, or does not keep up"
             )
 
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""
         seconds = self._timeout_s if timeout_s is None else timeout_s
         if not self._ticket.wait_sent(seconds):
-            raise SendTimeout(f"send: not handed to ZeroMQ within {seconds} s; the receiver does not keep up")
+            raise SendTimeout(
+                f"send: not handed to ZeroMQ within {seconds:g} s; the receiver is not there, or does not keep up"
+            )
 
     def is_sent(self) -> bool:
         """True once ZeroMQ has all of it."""
@@ -117,7 +120,8 @@ class RecvTicket:
         """The dict; the same one each time.
 
         Raises:
-            RecvTimeout: not there yet; the ticket keeps its place. SequenceError: another tag came.
+            RecvTimeout: not there yet, and why if known; the ticket keeps its place.
+            SequenceError: another tag came.
             MalformedError: the dict does not decode. The link's error: nothing more will come.
         """
         with self._lock:
@@ -147,9 +151,7 @@ class RecvTicket:
 
         got = self._link._engine.wait_dict(self._ticket, timeout_s)
         if got is None:
-            raise RecvTimeout(
-                f"receive: no dict from {self._link.previous} within {timeout_s} s", op="receive"
-            )
+            raise self._link._receive_timeout("dict", timeout_s)
         manifest, block, tag, _epoch = got
         try:
             if self._tag is not None and tag != self._tag:
@@ -179,7 +181,8 @@ class Link:
         expect: the `name` that the previous place must have given itself; empty: any.
         rank, world_size: given on both sides, the receiver refuses a sender that is not rank - 1.
     Raises:
-        ConfigError: an address or setting is wrong. ConnectError: it is in use, or not of this machine.
+        ConfigError: an address, device or setting is wrong. ConnectError: an address is in use, or not of
+            this machine.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class Link:
         self.name = name
         self.previous = previous or "the previous place"
         self.next = next or "the next place"
-        self.device = _device(device)
+        self.device = check_device(device)
         where = None if bind is None else bind_endpoint(bind)
         whom = None if connect is None else connect_endpoint(connect)
         self.connect = None if whom is None else str(whom)
@@ -237,13 +240,12 @@ class Link:
         """The next control message; 0 = only if one is there.
 
         Raises:
-            RecvTimeout: none came. The receiving half's error, once everything received before was taken.
+            RecvTimeout: none came, and why if known.
+            The receiving half's error, once everything received before was taken.
         """
         got = self._engine.recv_control(timeout_s)
         if got is None:
-            raise RecvTimeout(
-                f"receive: no control message from {self.previous} within {timeout_s} s", op="receive"
-            )
+            raise self._receive_timeout("control message", timeout_s)
         body, route, tag, epoch = got
         return Control(body, Route(route), tag, epoch)
 
@@ -252,12 +254,17 @@ class Link:
     ) -> SendTicket:
         """Queue a dict; the ticket tells when the tensors may be overwritten. Until then the link keeps them.
 
+        A dict that the ticket reports as copied, as small ones are at once, has no deadline any more: it stays in
+        the queue until the receiver takes it or the link closes. Before that, its deadline takes it back whole,
+        even half-way, its ticket gets SendTimeout or ConnectTimeout, and the link stays usable.
+
         Args:
             tensors: see `_tensors.encode` for what may be in it.
             tag: the receiver may insist on it.
-            timeout_s: seconds until all of it must be on its way; None = the configured default.
+            timeout_s: seconds until all of it must be copied; None = the configured default.
         Raises:
-            UnsupportedError (a TypeError), ConfigError (a ValueError): what is in it, or its size.
+            UnsupportedError (a TypeError): what is in it. ConfigError (a ValueError): its size; what is not in
+                tensors, arrays or large bytes and str is limited to 16 MiB.
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
         from zmqpp import _tensors
@@ -340,6 +347,13 @@ class Link:
     def _seconds(self, timeout_s: float | None) -> float:
         return self.config.timeout_s if timeout_s is None else timeout_s
 
+    def _receive_timeout(self, what: str, timeout_s: float) -> RecvTimeout:
+        trouble = self._engine.receive_trouble()
+        return RecvTimeout(
+            f"receive: no {what} from {self.previous} within {timeout_s:g} s{trouble and f' ({trouble})'}",
+            op="receive",
+        )
+
     def _reap(self) -> None:
         """Let go of tensors that the engine has copied."""
         with self._in_flight_lock:
@@ -393,17 +407,36 @@ def _open(options: dict[str, Any], where: Endpoint | None) -> _engine.Link:
 def _bind_advice(error: ConnectError, where: Endpoint) -> str:
     if error.code == "address_unavailable":
         return f"{error}; {where.host!r} is not an address of this machine: bind to one of its own, or to *"
-    owner = port_owner(where.port) if where.scheme == "tcp" else None
+    is_tcp = where.scheme == "tcp"
+    owner = port_owner(where.port) if is_tcp else path_owner(where.path)
     held = f"; it is held by {owner}" if owner else ""
-    return f"{error}{held}; on one host give each stage its own port"
+    return f"{error}{held}; on one host give each stage its own {'port' if is_tcp else 'path'}"
 
 
-def _device(device: torch.device | str | None) -> torch.device | None:
+def check_device(device: torch.device | str | int | None) -> torch.device | None:
+    """Where received tensors shall go.
+
+    Raises:
+        ConfigError: it is no device, none of this machine, or none that holds values.
+    """
     if device is None:
         return None
     import torch
 
-    return torch.device(device)
+    try:
+        wanted = torch.device(device)
+        if (
+            wanted.type == "cuda"
+        ):  # only counts: opening the device here would take memory, and forbid to fork
+            available = (wanted.index or 0) < torch.cuda.device_count()
+        else:
+            available = wanted.type != "meta" and torch.empty(0, device=wanted).device.type == wanted.type
+    except Exception as error:  # each backend has its own
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device={device!r} cannot be used: {reason[:200]}") from None
+    if not available:
+        raise ConfigError(f"device={device!r} cannot be used: there is no such device with memory here")
+    return wanted
 
 
 def _caught(check: Callable[[], None]) -> ZmqppError | None:

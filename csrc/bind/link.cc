@@ -130,6 +130,7 @@ void register_link(py::module_& m) {
       .def("wait_dict", &wait_dict)
       .def("cancel_dict", [](Link& link, const engine::RecvTicketPtr& t) { link.inbox().cancel(t); })
       .def("wait_peers", &wait_peers)
+      .def("receive_trouble", &Link::receive_trouble)
       .def("set_epoch", &Link::set_epoch)
       .def("stats", &Link::stats)
       .def("check_send", [](const Link& link) { raise_if(link.send_error()); })

@@ -71,4 +71,14 @@ std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message& f
   return std::exchange(open_, std::nullopt);
 }
 
+void Assembly::take_cancel(const wire::Head& head) {
+  if (!open_) out_of_order("a cancel came without an incomplete dict");
+  if (head.tag != open_->tag || head.epoch != open_->epoch) {
+    throw Error(Code::kMalformed, "receive",
+                "a cancel with tag " + std::to_string(head.tag) + " does not fit the incomplete dict, which has tag " +
+                    std::to_string(open_->tag));
+  }
+  open_.reset();
+}
+
 }  // namespace zmqpp::engine

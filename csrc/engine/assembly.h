@@ -1,7 +1,7 @@
 // Puts messages of one session together and checks that none is missing, repeated or foreign.
 //
 // Owns: the dict being assembled. Blocks? never. Thread: the receiver's.
-// Errors: kSequence (gap, repeat, other session, no hello), kMalformed (chunks that do not fit their dict), kResource.
+// Errors: kSequence (gap, repeat, other session, no hello), kMalformed (chunks or a cancel that do not fit their dict), kResource.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ class Assembly {
   // A dict or chunk message; returns the dict when it is complete.
   std::optional<Dict> take_dict(const wire::Head& head, net::Message& frame);
   std::optional<Dict> take_chunk(const wire::Head& head, net::Message& frame);
+  void take_cancel(const wire::Head& head);  // the incomplete dict is forgotten, its memory free again
 
  private:
   Stats& stats_;

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "base/align.h"
+#include "base/duration.h"
 #include "wire/constants.h"
 
 namespace zmqpp::engine {
@@ -59,9 +60,9 @@ void Budget::fail(const Error& error) {
 Error Budget::timeout_error(double waited_s) const {
   const std::lock_guard lock(mutex_);
   return Error(Code::kPoolTimeout, "send",
-               "the send queue stayed full for " + std::to_string(waited_s) + " s: it holds " +
+               "the send queue stayed full for " + seconds_text(waited_s) + ": it holds " +
                    std::to_string(items_) + " messages, " + std::to_string(bytes_) + " of " +
-                   std::to_string(max_bytes_) + " bytes; the receiver is slower than the sender");
+                   std::to_string(max_bytes_) + " bytes");
 }
 
 BudgetedFrame make_frame(std::size_t size, Budget& budget) {

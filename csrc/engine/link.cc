@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/align.h"
+#include "base/duration.h"
 #include "engine/frame.h"
 #include "wire/manifest.h"
 
@@ -92,6 +93,7 @@ SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> pay
     std::memset(out + front, 0, align_up(front) - front);
     add(stats_.copies_out, PayloadReader(payload).copy_next(out + align_up(front), total));
     item.ticket->mark_copied();
+    item.deadline = Deadline::never();  // the caller was told that it is taken care of
   } else {
     item.held_bytes += total;
     item.payload = std::move(payload);
@@ -119,7 +121,7 @@ bool Link::wait_receive_peer(const Deadline& deadline) {
 }
 
 Error Link::peer_timeout(bool sending, double waited_s) const {
-  const std::string within = " within " + std::to_string(waited_s) + " s";
+  const std::string within = " within " + seconds_text(waited_s);
   if (sending) {
     return Error(Code::kConnectTimeout, "connect",
                  options_.next + " did not connect to " + bound() + within + "; is it running, with this address?");
@@ -128,6 +130,19 @@ Error Link::peer_timeout(bool sending, double waited_s) const {
   return Error(Code::kConnectTimeout, "connect",
                "no greeting from " + options_.previous + " at " + options_.connect + within +
                    (reason.empty() ? "" : " (" + reason + ")") + "; is it running, and is this its address?");
+}
+
+Error Link::queue_timeout(double waited_s) const {
+  const Error held = budget_.timeout_error(waited_s);
+  const bool there = sender_ && sender_->peer_connected();
+  return Error(held.code(), held.op(), held.detail() + "; " + options_.next +
+                                           (there ? " is slower than this side" : " has not connected to " + bound()));
+}
+
+std::string Link::receive_trouble() const {
+  if (::getpid() != owner_ || !receiver_ || receiver_->peer_connected()) return "";
+  const std::string reason = receiver_->last_refusal();
+  return "not connected to " + options_.connect + " yet" + (reason.empty() ? "" : ": " + reason);
 }
 
 void Link::set_epoch(std::uint32_t epoch) {
@@ -153,6 +168,7 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"copies_in", stats_.copies_in},
       {"relayed", stats_.relayed},
       {"stale", stats_.stale},
+      {"cancelled", stats_.cancelled},
       {"send_peer_connected", mine && sender_ && sender_->peer_connected()},
       {"receive_peer_connected", mine && receiver_ && receiver_->peer_connected()},
   };

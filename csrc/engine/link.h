@@ -43,7 +43,7 @@ class Link {
 
   // Reserve, then send: the first may be repeated in slices (false: no room yet), the second never blocks.
   bool reserve(std::size_t bytes, const Deadline& slice);
-  Error queue_timeout(double waited_s) const { return budget_.timeout_error(waited_s); }
+  Error queue_timeout(double waited_s) const;
   void send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send);
   // Large payloads are read by the sender thread until the ticket is settled; small ones are copied before return.
   SendTicketPtr send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send);
@@ -53,6 +53,7 @@ class Link {
   bool wait_send_peer(const Deadline& deadline);
   bool wait_receive_peer(const Deadline& deadline);
   Error peer_timeout(bool sending, double waited_s) const;
+  std::string receive_trouble() const;  // why nothing can have arrived, as far as known; empty while connected
 
   void set_epoch(std::uint32_t epoch);
   std::uint32_t epoch() const { return epoch_; }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/duration.h"
 #include "base/thread.h"
 #include "engine/frame.h"
 
@@ -174,7 +175,7 @@ void Receiver::check_silence() {
     return;
   }
   throw Error(Code::kPeerLost, "receive",
-              who() + " gave no sign of life for " + std::to_string(options_.peer_timeout_s) + " s");
+              who() + " gave no sign of life for " + seconds_text(options_.peer_timeout_s));
 }
 
 bool Receiver::read_some() {
@@ -201,6 +202,7 @@ void Receiver::take(const wire::Head& head, net::Message frame) {
     case wire::Kind::kControl: return take_control(head, std::move(frame));
     case wire::Kind::kDict: dict = assembly_.take_dict(head, frame); break;
     case wire::Kind::kChunk: dict = assembly_.take_chunk(head, frame); break;
+    case wire::Kind::kCancel: add(stats_.cancelled); return assembly_.take_cancel(head);
   }
   if (!dict) return;
   add(stats_.dicts_received);

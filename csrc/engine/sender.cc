@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "base/thread.h"
 #include "engine/frame.h"
+#include "net/socket_path.h"
 #include "wire/hello.h"
 
 namespace zmqpp::engine {
@@ -51,9 +52,12 @@ Sender::Sender(net::Context& context, const Options& options, Budget& budget, Ev
       socket_(context, net::kPush),
       watch_(context, socket_) {
   configure(socket_, options_);
-  socket_.bind(options_.bind);
-  bound_ = socket_.last_endpoint();
-  file_.emplace(bound_);
+  {
+    const net::SocketPath path(options_.bind);  // until the file is ours
+    socket_.bind(options_.bind);
+    bound_ = socket_.last_endpoint();
+    file_.emplace(bound_);
+  }
   thread_ = start_thread("zmqpp-send", [this] { run(); });
 }
 
@@ -141,8 +145,9 @@ bool Sender::turn() {
   wake_.drain();  // first: what is signalled later is seen by this round or wakes the next
   watch_peer();
   const Progress progress = send_ready();
-  expire();  // after sending: even a deadline of zero gets one attempt
+  const bool removed = expire();  // after sending: even a deadline of zero gets one attempt
   if (finished()) return false;
+  if (removed) return true;
   if (progress == Progress::kIdle && may_say_bye()) {
     build_plain(wire::Kind::kBye);
     return true;
@@ -172,7 +177,8 @@ void Sender::watch_peer() {
   }
   if (watch_.crowded()) {
     throw Error(Code::kConnect, "send",
-                "a second receiver connected to " + bound_ + ", which would split the stream; give each link its own port");
+                "a second receiver connected to " + bound_ + ", which would split the stream; give each link its own " +
+                    (is_local(bound_) ? "path" : "port"));
   }
   if (!watch_.connected()) return;
   const std::lock_guard lock(mutex_);
@@ -181,21 +187,22 @@ void Sender::watch_peer() {
   changed_.notify_all();
 }
 
-void Sender::expire() {
+bool Sender::expire() {
+  bool removed = false;
   if (current_ && current_->item.deadline.expired()) {
-    throw Error(Code::kSendTimeout, "send",
-                "a dict of " + std::to_string(current_->item.total) + " bytes was cut off by its deadline after " +
-                    std::to_string(current_->offset) + " bytes; the link cannot go on behind half a dict");
+    cancel_current();
+    removed = true;
   }
   if (pending_ && pending_->item && pending_->item->deadline.expired()) {
     Outgoing item = std::move(*pending_->item);
     pending_.reset();  // its sequence number was not used
     drop_expired(std::move(item));
+    removed = true;
   }
   std::deque<Outgoing> late;
   {
     const std::lock_guard lock(mutex_);
-    if (!soonest_.expired()) return;
+    if (!soonest_.expired()) return removed;
     soonest_ = Deadline::never();
     std::deque<Outgoing> keep;
     for (Outgoing& item : queue_) {
@@ -206,6 +213,20 @@ void Sender::expire() {
     queue_ = std::move(keep);
   }
   for (Outgoing& item : late) drop_expired(std::move(item));
+  return removed || !late.empty();
+}
+
+// The receiver forgets the half it has. From here on nothing reads the source any more.
+void Sender::cancel_current() {
+  if (pending_ && pending_->head.kind == wire::Kind::kChunk) pending_.reset();  // its sequence number was not used
+  const Outgoing& item = current_->item;
+  cancel_ = wire::Head{.kind = wire::Kind::kCancel, .epoch = item.epoch, .tag = item.tag};
+  budget_.release(item.held_bytes, 1);
+  item.ticket->fail(Error(Code::kSendTimeout, "send",
+                          options_.next + " (receiver on " + bound_ + ") took " + std::to_string(current_->offset) +
+                              " of " + std::to_string(item.total) +
+                              " bytes of a dict before its deadline; the dict was cancelled, the link goes on"));
+  current_.reset();
 }
 
 // A ticket hears of it. A control message has none: losing it silently would be worse than losing the link.
@@ -235,6 +256,10 @@ Sender::Progress Sender::build_next() {
   if (bye_sent_) return Progress::kIdle;
   if (!hello_sent_) {
     build_hello();
+    return Progress::kMore;
+  }
+  if (cancel_) {
+    stage(*std::exchange(cancel_, std::nullopt), net::Message(wire::kHeadSize));
     return Progress::kMore;
   }
   if (std::optional<Outgoing> item = next_item()) {
@@ -288,6 +313,7 @@ bool Sender::build_chunk() {
   stage(head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool));
   if (size == left) {
     current_->item.ticket->mark_copied();
+    current_->item.deadline = Deadline::never();
     budget_.release(std::exchange(current_->item.held_bytes, 0), 0);
   }
   return true;
@@ -314,6 +340,7 @@ void Sender::on_sent() {
     case wire::Kind::kHello: hello_sent_ = true; return;
     case wire::Kind::kBye: bye_sent_ = true; return;
     case wire::Kind::kBeat: return;
+    case wire::Kind::kCancel: add(stats_.cancelled); return;
     case wire::Kind::kControl:
       add(stats_.control_sent);
       if (sent.item->relayed) add(stats_.relayed);

@@ -6,6 +6,8 @@
 // Errors: the first one sticks: every queued ticket, waiter and later call gets it.
 // Order: items leave in the order they were pushed, except that control messages may pass between the chunks of
 //   the dict in front of them.
+// Deadlines: a dict whose deadline passes is removed, or cancelled when some of it is on its way already; its ticket
+//   fails, the link goes on. A dict that was reported copied has no deadline any more: nobody would hear of the loss.
 #pragma once
 
 #include <condition_variable>
@@ -50,7 +52,7 @@ class Sender {
   struct Pending {
     wire::Head head;
     net::Message frame;
-    std::optional<Outgoing> item;  // the item this message starts; empty for hello, chunk, beat, bye
+    std::optional<Outgoing> item;  // the item this message starts; empty for hello, chunk, beat, bye, cancel
   };
   // A dict whose chunks are on their way.
   struct Current {
@@ -65,7 +67,8 @@ class Sender {
   void run() noexcept;
   bool turn();               // one round of the loop; false: finished
   void watch_peer();
-  void expire();
+  bool expire();             // true: something was removed, so that there may be something else to do
+  void cancel_current();
   void drop_expired(Outgoing item);
   Progress send_ready();
   Progress build_next();     // kMore: pending_ is filled
@@ -104,6 +107,7 @@ class Sender {
 
   std::optional<Pending> pending_;  // sender thread only, from here on
   std::optional<Current> current_;
+  std::optional<wire::Head> cancel_;  // of a dict cut off by its deadline; goes in front of everything else
   std::uint64_t sequence_ = 0;
   bool hello_sent_ = false;
   bool bye_sent_ = false;

@@ -24,6 +24,7 @@ struct Stats {
   Count copies_in{0};   // memcpy calls into receive blocks
   Count relayed{0};
   Count stale{0};       // dropped: of an older epoch
+  Count cancelled{0};   // dicts given up half-way, by this sender or by the one it receives from
 };
 
 inline void add(Stats::Count& counter, std::uint64_t amount = 1) {

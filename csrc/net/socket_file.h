@@ -1,4 +1,4 @@
-// Removes the file of a bound Unix socket; libzmq leaves it behind.
+// Removes the file of a bound Unix socket when it closes; libzmq leaves it behind.
 //
 // Owns: the file, as long as it is the one that was bound: a successor may have taken the path meanwhile.
 // Blocks? never. Thread: one at a time. Errors: none; a file that is gone already is fine.

@@ -19,6 +19,7 @@ enum class Kind : std::uint8_t {
   kControl = 4,  // opaque bytes for the stage protocol
   kBye = 5,      // clean close, nothing follows
   kBeat = 6,     // sign of life of an idle sender
+  kCancel = 7,   // the rest of the latest dict's payload will not come: forget the dict
 };
 
 enum class Route : std::uint8_t { kLink = 0, kRequest = 1, kReply = 2, kNotice = 3 };

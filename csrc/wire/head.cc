@@ -95,7 +95,8 @@ void check_kind(const Head& head, const Limits& limits) {
     case Kind::kChunk: return check_chunk(head, limits);
     case Kind::kControl: return check_plain(head, limits.max_control_bytes);
     case Kind::kBye:
-    case Kind::kBeat: return check_plain(head, 0);
+    case Kind::kBeat:
+    case Kind::kCancel: return check_plain(head, 0);
   }
   malformed("unknown message kind " + std::to_string(static_cast<int>(head.kind)));
 }
@@ -159,6 +160,7 @@ const char* kind_name(Kind kind) {
     case Kind::kControl: return "control message";
     case Kind::kBye: return "bye";
     case Kind::kBeat: return "beat";
+    case Kind::kCancel: return "cancel";
   }
   return "unknown";
 }

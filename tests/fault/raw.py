@@ -12,7 +12,7 @@ from zmqpp import _engine
 from zmqpp.config import TransportConfig
 from zmqpp.transport import Link
 
-HELLO, DICT, CHUNK, CONTROL, BYE, BEAT = 1, 2, 3, 4, 5, 6
+HELLO, DICT, CHUNK, CONTROL, BYE, BEAT, CANCEL = 1, 2, 3, 4, 5, 6, 7
 SESSION = 77
 
 

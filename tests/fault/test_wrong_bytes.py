@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from tests.fault.raw import BYE, CHUNK, CONTROL, DICT, HELLO, raw_sender
+from tests.fault.raw import BYE, CANCEL, CHUNK, CONTROL, DICT, HELLO, raw_sender
 from zmqpp import _engine
-from zmqpp.errors import MalformedError, PeerLostError, SequenceError, VersionError
+from zmqpp.errors import MalformedError, PeerLostError, RecvTimeout, SequenceError, VersionError
 
 EMPTY_MANIFEST = b"\x92\x90\x91\x01"  # [[], [dict]]
 
@@ -83,6 +83,8 @@ WRONG = {
     "route": [_engine.write_head(CONTROL, route=9, session=77, sequence=1)],
     "flags": [_engine.write_head(CONTROL, flags=1, session=77, sequence=1)],
     "body larger than announced": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1) + b"xy"],
+    "cancel with a body": [_engine.write_head(CANCEL, session=77, sequence=1, body_size=1) + b"x"],
+    "cancel with a size": [_engine.write_head(CANCEL, session=77, sequence=1, total=64)],
     "body missing": [_engine.write_head(CONTROL, session=77, sequence=1, body_size=1)],
     "dict larger than limit": [
         _engine.write_head(DICT, session=77, sequence=1, total=BIG, body_size=8) + dict_body()
@@ -151,6 +153,51 @@ def test_second_dict_before_the_first_is_complete_is_refused() -> None:
         sender.message(DICT, dict_body(), total=128)
         sender.message(DICT, dict_body())
         with pytest.raises(SequenceError, match="before the chunks"):
+            link.recv_dict(timeout_s=5)
+
+
+def test_cancelled_dict_is_forgotten() -> None:
+    with raw_sender() as (sender, link):
+        waiting = link.irecv_dict()
+        sender.hello()
+        sender.message(DICT, dict_body(), total=128, tag=5)
+        sender.message(CHUNK, bytes(64), total=128, tag=5)
+        sender.message(CONTROL, b"between")
+        sender.message(CANCEL, tag=5)
+        sender.message(DICT, dict_body())
+        assert waiting.wait() == {}
+        assert link.recv_control(5).body == b"between"
+        with pytest.raises(RecvTimeout):
+            link.recv_dict(timeout_s=0.1)
+
+
+def test_cancel_without_incomplete_dict_is_refused() -> None:
+    with raw_sender() as (sender, link):
+        sender.hello()
+        sender.message(DICT, dict_body())
+        sender.message(CANCEL)
+        assert link.recv_dict() == {}
+        with pytest.raises(SequenceError, match="a cancel came without an incomplete dict"):
+            link.recv_dict(timeout_s=5)
+
+
+@pytest.mark.parametrize("fields", [{"tag": 1}, {"epoch": 1}])
+def test_cancel_of_another_dict_is_refused(fields: dict[str, int]) -> None:
+    with raw_sender() as (sender, link):
+        sender.hello()
+        sender.message(DICT, dict_body(), total=128)
+        sender.message(CANCEL, **fields)
+        with pytest.raises(MalformedError, match="does not fit the incomplete dict"):
+            link.recv_dict(timeout_s=5)
+
+
+def test_chunk_behind_a_cancel_is_refused() -> None:
+    with raw_sender() as (sender, link):
+        sender.hello()
+        sender.message(DICT, dict_body(), total=128)
+        sender.message(CANCEL)
+        sender.message(CHUNK, bytes(64), total=128)
+        with pytest.raises(SequenceError, match="without its dict"):
             link.recv_dict(timeout_s=5)
 
 

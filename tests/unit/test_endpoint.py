@@ -44,6 +44,8 @@ def test_bind_accepts(text: str | int, meant: str) -> None:
         ("udp://host:80", "only tcp:// and ipc://"),
         ("ipc://relative", "ipc:///absolute/path"),
         ("ipc:///no/such/folder/x", "no folder"),
+        ("ipc:///tmp", "'/tmp' is a directory; name a file in it"),
+        ("ipc:///tmp/", "is a directory"),
         ("ipc:///" + "x" * 120, "at most 107"),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +223,67 @@ def test_socket_files_are_removed(tmp_path: Path) -> None:
         sender.send_dict({"x": 1})
         assert receiver.recv_dict() == {"x": 1}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_held_socket_file_is_not_taken_over(tmp_path: Path) -> None:
+    where = f"ipc://{tmp_path}/link"
+    with pair(bind=where) as (sender, receiver):
+        for _ in range(3):
+            with pytest.raises(
+                ConnectError, match=rf"link is in use.*pid {os.getpid()} .*its own path"
+            ) as caught:
+                Link(bind=where, connect=None)
+            assert not re.search(r"\bport\b", str(caught.value))
+        sender.send_dict({"x": 1})
+        assert receiver.recv_dict() == {"x": 1}
+    with pair(bind=where) as (sender, receiver):
+        sender.send_dict({"x": 2})
+        assert receiver.recv_dict() == {"x": 2}
+
+
+def test_held_socket_file_without_a_receiver_is_not_taken_over(tmp_path: Path) -> None:
+    where = f"ipc://{tmp_path}/link"
+    with Link(bind=where, connect=None, config=FAST) as sender:
+        with pytest.raises(ConnectError, match="in use"):
+            Link(bind=where, connect=None)
+        with Link(bind=None, connect=where, config=FAST) as receiver:
+            sender.send_dict({"x": 1})
+            assert receiver.recv_dict() == {"x": 1}
+
+
+def test_only_one_of_many_gets_a_stale_socket_file(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/link")
+    opened: list[Link] = []
+    start = threading.Barrier(8)
+
+    def take() -> None:
+        start.wait()
+        with suppress(ConnectError):
+            opened.append(Link(bind=f"ipc://{tmp_path}/link", connect=None))
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for link in opened:
+        link.close()
+    assert len(opened) == 1
+
+
+def test_other_files_at_the_path_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    with pytest.raises(ConnectError, match="a file of another kind"):
+        Link(bind=f"ipc://{tmp_path}/notes", connect=None)
+    assert (tmp_path / "notes").read_text() == "precious"
+
+
+def test_second_receiver_on_a_socket_file_is_told_nothing_of_ports(tmp_path: Path) -> None:
+    with pair(bind=f"ipc://{tmp_path}/link") as (sender, _):
+        with Link(bind=None, connect=sender.bound, config=FAST):
+            until(lambda: sender.next_error() is not None)
+            assert "its own path" in str(sender.next_error())
 
 
 def test_wrong_neighbour_is_refused_by_rank() -> None:
