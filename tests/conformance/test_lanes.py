@@ -71,6 +71,16 @@ def test_plain_values_keep_type_order_and_bits(link: Link) -> None:
     assert_same(link.recv_dict(), sent)
 
 
+def test_bytes_and_text_have_no_limit_of_their_own(link: Link) -> None:
+    sent = {
+        "bytes": b"\xff" * (17 * MIB),
+        "nested": ["ä" * (9 * MIB), {"k": b"x" * 70_000}],
+        "x": torch.ones(3),
+    }
+    link.send_dict(sent)
+    assert_same(link.recv_dict(), sent)
+
+
 def test_numpy_arrays_keep_dtype_and_byte_order(link: Link) -> None:
     record = np.dtype([("id", "<i4"), ("pair", ">f8", (2,)), ("name", "S5")])
     sent = {

@@ -64,6 +64,14 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor
 
 
+# Around the size from which bytes and text travel as buffers.
+LARGE = [
+    *(bytes(size) for size in (65536, 65537, 65600)),
+    *(
+        unit * count
+        for unit, count in [("x", 65536), ("x", 65537), ("ä", 32768), ("ä", 32769), ("\ud800", 22000)]
+    ),
+]
 arrays = hnp.arrays(
     dtype=st.one_of(
         hnp.boolean_dtypes(),
@@ -86,6 +94,7 @@ plain = st.one_of(
     st.floats(),
     st.text(st.characters(codec=None), max_size=8),
     st.binary(max_size=8),
+    st.sampled_from(LARGE),
 )
 keys = st.one_of(st.text(max_size=4), st.integers(), st.binary(max_size=3), st.none())
 values = st.recursive(
@@ -104,6 +113,28 @@ def test_every_allowed_dict_round_trips(sent: dict[str, Any]) -> None:
 @given(tensors())
 def test_every_tensor_round_trips(tensor: torch.Tensor) -> None:
     assert_same(round_trip({"x": tensor}), {"x": tensor})
+
+
+@pytest.mark.parametrize("value", LARGE, ids=lambda value: f"{type(value).__name__}{len(value)}")
+def test_large_bytes_and_text_round_trip_also_as_keys(value: Any) -> None:
+    sent = {"x": value, "inner": [{value: value}]}
+    assert round_trip(sent) == sent
+
+
+def test_keys_too_long_for_decimal_text_round_trip() -> None:
+    sent = {"a": {10**5000: [torch.ones(1)]}}
+    got = round_trip(sent)["a"]
+    assert list(got) == [10**5000]
+    assert_same(got[10**5000], [torch.ones(1)])
+    with pytest.raises(TypeError, match=r"'a'\[int of 16610 bits\].*object"):
+        encode({"a": {10**5000: object()}})
+
+
+def test_large_text_that_is_none_is_refused() -> None:
+    block = _engine.make_block(64)
+    memoryview(block)[:1] = b"\xff"
+    with pytest.raises(MalformedError):
+        decode(msgspec.msgpack.encode([[64], [1, "x", [7, 0]]]), block)
 
 
 @given(st.floats(width=64), st.integers(0, 2**52 - 1))
@@ -171,7 +202,7 @@ def test_any_bytes_as_message_only_raise_protocol_errors(frame: bytes) -> None:
 
 @given(st.data())
 def test_mutated_heads_are_read_or_refused(data: st.DataObject) -> None:
-    head = bytearray(_engine.write_head(data.draw(st.integers(1, 6)), session=1, body_size=0))
+    head = bytearray(_engine.write_head(data.draw(st.integers(1, 7)), session=1, body_size=0))
     for _ in range(data.draw(st.integers(1, 3))):
         head[data.draw(st.integers(0, 63))] = data.draw(st.integers(0, 255))
     try:
@@ -193,6 +224,12 @@ def test_mutated_heads_are_read_or_refused(data: st.DataObject) -> None:
         [1, "x", [3, 0, "<f4,<f4", [8]]],
         [1, "x", [3, 0, [64, ["a", 0, "|O", [], None]], [1]]],
         [1, "x", [3, 0, [64, ["a", 0, "<i4", [1 << 40], None]], [1]]],
+        [1, "x", [6, 1]],
+        [1, "x", [6, "0"]],
+        [1, "x", [6]],
+        [1, "x", [6, 0, 0]],
+        [1, "x", [7, -1]],
+        [1, [7, 0], 1],
         [1, "x", [9]],
         [1, "x"],
         [1, "x", 1, "x", 2],
