@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from zmqpp.errors import ConfigError, TensorMismatchError, UnsupportedError
-from zmqpp.transport import Link, RecvTicket, SendTicket
+from zmqpp.transport import Link, RecvTicket, SendTicket, check_device
 
 __all__ = ["AllGatherGroup", "Handle", "ZeroMQCommunicator"]
 
@@ -53,7 +53,7 @@ class ZeroMQCommunicator:
         connect: the previous rank's `bound` address; None = this rank only sends.
         lane: how payload moves; one of `LANES`.
         device: where tensors go that were not in CPU memory at the sender; None = CPU memory.
-        timeout_ms: deadline of every operation that is given none.
+        timeout_ms: deadline of every operation that is given none; finite and above 0.
     Raises:
         ConfigError: an argument is wrong. UnsupportedError: a lane of a later release.
         ConnectError: `bind` is in use, or not an address of this machine.
@@ -70,15 +70,18 @@ class ZeroMQCommunicator:
         device: torch.device | str | None = None,
         timeout_ms: float = 300_000,
     ) -> None:
-        if not (isinstance(world_size, int) and world_size >= 1):
-            raise ConfigError(f"world_size={world_size!r} must be at least 1")
-        if not (isinstance(rank, int) and 0 <= rank < world_size):
-            raise ConfigError(f"rank={rank!r} must lie within 0..{world_size - 1}")
+        if not (_is_int(world_size) and world_size >= 1):
+            raise ConfigError(f"world_size={world_size!r} must be an int of at least 1")
+        if not (_is_int(rank) and 0 <= rank < world_size):
+            raise ConfigError(f"rank={rank!r} must be an int within 0..{world_size - 1}")
         if lane not in LANES:
             raise UnsupportedError(f"lane {lane!r} is not available; use one of {', '.join(LANES)}")
         self.rank, self.world_size = rank, world_size
         self._timeout_s = _seconds(timeout_ms)
+        if not self._timeout_s:
+            raise ConfigError("timeout_ms=0 must be positive; 0 is for single operations")
         self._link: Link | None = None
+        device = check_device(device)
         if world_size == 1:
             return
         self._link = Link(
@@ -119,7 +122,8 @@ class ZeroMQCommunicator:
         """Send `tensor_dict` to rank `dst`; returns when its tensors may be overwritten.
 
         Args:
-            tensor_dict: name -> tensor, array, None, bool, int, float, str, bytes, list or dict of these.
+            tensor_dict: name -> tensor, array, None, bool, int, float, str, bytes, list or dict of these. What
+                is not in tensors, arrays or bytes and str of more than 64 KiB is limited to 16 MiB in all.
             dst: the next rank, which None means.
             all_gather_group: its ranks hold the same tensors; each sends a slice, the receiver gathers them.
             all_gather_tensors: name -> whether to slice it; by default what its size divides evenly.
@@ -127,7 +131,7 @@ class ZeroMQCommunicator:
         Returns:
             None; in a ring of one, `tensor_dict` itself.
         Raises:
-            ConfigError (a ValueError): `dst`, or no `bind`. UnsupportedError (a TypeError): a value.
+            ConfigError (a ValueError): `dst`, no `bind`, or too large. UnsupportedError (a TypeError): a value.
             SendTimeout, ConnectTimeout, PoolTimeout: the deadline. PeerLostError: `dst` closed or died.
         Source: contract of vLLM GroupCoordinator.send_tensor_dict (distributed/parallel_state.py).
         """
@@ -161,7 +165,7 @@ class ZeroMQCommunicator:
             return None
         self._check_neighbour("src", src, self.previous_rank)
         values = self._require_link().recv_dict(timeout_s=self._deadline_s(timeout_ms))
-        _gather(values, all_gather_group, all_gather_tensors)
+        _gather(values, values.pop(_SLICES, {}), all_gather_group, all_gather_tensors)
         return values
 
     def isend_tensor_dict(
@@ -204,10 +208,11 @@ class ZeroMQCommunicator:
         self._check_neighbour("src", src, self.previous_rank)
         values: TensorDict = {}
         ticket = self._require_link().irecv_dict(timeout_s=self._deadline_s(timeout_ms))
+        receiving = _Receiving(ticket, values)
         return (
             values,
-            [_Receiving(ticket, values)],
-            [lambda: _gather(values, all_gather_group, all_gather_tensors)],
+            [receiving],
+            [lambda: _gather(values, receiving.slices, all_gather_group, all_gather_tensors)],
         )
 
     def wait_peers(self, timeout_ms: float | None = None) -> None:
@@ -270,13 +275,16 @@ class _Receiving:
     def __init__(self, ticket: RecvTicket, values: TensorDict) -> None:
         self._ticket: RecvTicket | None = ticket
         self._values = values
+        self.slices: Any = {}  # name -> full shape, of the tensors of which a slice came
 
     def is_completed(self) -> bool:
         return self._ticket is None or self._ticket.is_completed()
 
     def wait(self) -> None:
         if self._ticket is not None:
-            self._values.update(self._ticket.wait())
+            got = self._ticket.wait()
+            self.slices = got.pop(_SLICES, {})
+            self._values.update(got)
             self._ticket = None
 
 
@@ -299,9 +307,10 @@ def _slice(values: TensorDict, group: AllGatherGroup | None, overrides: dict[str
     return out
 
 
-def _gather(values: TensorDict, group: AllGatherGroup | None, overrides: dict[str, bool] | None) -> None:
-    """Replace every slice by the whole tensor, in place."""
-    shapes = values.pop(_SLICES, {})
+def _gather(
+    values: TensorDict, shapes: Any, group: AllGatherGroup | None, overrides: dict[str, bool] | None
+) -> None:
+    """Replace every slice by the whole tensor, in place; `shapes` are what they were cut from."""
     if not isinstance(shapes, dict):
         raise TensorMismatchError("receive: malformed shapes of sliced tensors")
     expected = _expected_slices(values, shapes, group, overrides)
@@ -338,6 +347,15 @@ def _is_sliced(key: str, numel: int, group: AllGatherGroup, overrides: dict[str,
 
 
 def _seconds(timeout_ms: float) -> float:
-    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, (int, float)) or not timeout_ms >= 0:
-        raise ConfigError(f"timeout_ms={timeout_ms!r} must be a number of milliseconds, 0 or more")
+    is_number = isinstance(timeout_ms, (int, float)) and not isinstance(timeout_ms, bool)
+    if not is_number or not 0 <= timeout_ms <= _MAX_TIMEOUT_MS:  # neither NaN nor infinity
+        raise ConfigError(f"timeout_ms={timeout_ms!r} must be a finite number of milliseconds, 0 or more")
     return timeout_ms / 1000
+
+
+_MAX_TIMEOUT_MS = 1e12
+"""30 years; beyond, seconds and clocks begin to overflow."""
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -83,8 +83,9 @@ def test_gathering_happens_in_postprocess() -> None:
         zero.isend_tensor_dict({"x": torch.arange(4)}, all_gather_group=Group(4))
         values, handles, postprocess = one.irecv_tensor_dict(all_gather_group=Group(4))
         handles[0].wait()
+        assert values is not None and list(values) == ["x"]  # no key of ours in between
         postprocess[0]()
-        assert values is not None and values["x"].tolist() == [0, 100, 200, 300]
+        assert values["x"].tolist() == [0, 100, 200, 300]
 
 
 def test_group_of_one_changes_nothing() -> None:
@@ -120,12 +121,37 @@ def test_ring_of_one_moves_nothing() -> None:
         assert comm.irecv_tensor_dict() == (None, [], [])
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rank": 2}, {"rank": -1}, {"world_size": 0}, {"timeout_ms": -1}, {"timeout_ms": float("nan")}]
-)
+WRONG: list[dict[str, Any]] = [
+    *({"rank": rank} for rank in (2, -1, True, False, 0.0, "0")),
+    *({"world_size": size} for size in (0, True, 2.0)),
+    *({"timeout_ms": ms} for ms in (-1, 0, float("nan"), float("inf"), True, "5", None)),
+    *({"device": device} for device in ("foo", "meta", "cuda:99", 1.5, torch.device("meta"))),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{name}="):
         ZeroMQCommunicator(**({"bind": ANY_PORT} | wrong))
+    if name != "world_size":
+        with pytest.raises(ConfigError):
+            ZeroMQCommunicator(world_size=1, **{name: True if value == 0 else value})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_cuda_device_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"device='cuda:0' cannot be used"):
+        ZeroMQCommunicator(bind=ANY_PORT, device="cuda:0")
+
+
+@pytest.mark.parametrize("wrong", [-1, float("inf"), float("nan")])
+def test_deadlines_of_single_operations_are_checked(wrong: float) -> None:
+    with (
+        ZeroMQCommunicator(bind=ANY_PORT, device="cpu") as comm,
+        pytest.raises(ConfigError, match="timeout_ms"),
+    ):
+        comm.send_tensor_dict({}, timeout_ms=wrong)
 
 
 @pytest.mark.parametrize("lane", ["shm", "cuda_ipc", "udp"])
