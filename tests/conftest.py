@@ -48,7 +48,7 @@ def _descriptors() -> set[str]:
 
 def _threads() -> set[str]:
     found = {f"python {thread.name} {thread.ident}" for thread in threading.enumerate()}
-    for task in Path("/proc/self/task").iterdir():
+    for task in _tasks():
         try:
             name = (task / "comm").read_text().strip()
         except OSError:
@@ -59,12 +59,22 @@ def _threads() -> set[str]:
 
 
 def _all_threads() -> set[str]:
-    return {f"thread {task.name}" for task in Path("/proc/self/task").iterdir()}
+    return {f"thread {task.name}" for task in _tasks()}
+
+
+def _tasks() -> list[Path]:
+    """All threads. One listing may lack some: the kernel ends it at a thread that exits while it is being read."""
+    for _ in range(100):
+        found = list(Path("/proc/self/task").iterdir())
+        status = Path("/proc/self/status").read_text()
+        if f"\nThreads:\t{len(found)}\n" in status:
+            break
+    return found
 
 
 def _children() -> set[str]:
     found = set()
-    for task in Path("/proc/self/task").iterdir():
+    for task in _tasks():
         try:
             pids = (task / "children").read_text().split()
         except OSError:
