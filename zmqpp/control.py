@@ -34,6 +34,8 @@ class Hello(Message, tag="hello"):
     """The engine's word on everything the stages must agree on; sent before any stage loads."""
 
     session: str
+    epoch: int
+    """Frames of an older epoch are dropped by every stage."""
     protocol: int
     zmqpp_version: str
     vllm_version: str

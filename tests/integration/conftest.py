@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ if importlib.util.find_spec("vllm") is None:
 
 from tests.integration.cases import CASES
 from tests.integration.serving import one_process
+from tests.integration.zygote import Zygote
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,3 +28,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one ordinary vLLM process answers to `CASES`."""
     with one_process(tmp_path_factory.mktemp("reference") / "vllm.log") as vllm:
         return vllm.answers(CASES)
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs `vllm` command lines without importing vLLM anew for each."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from tests.integration.test_mistakes import assert_one_line, stage
 from tests.integration.zygote import Running, Zygote
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.ports import free_base_port
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
 
 
 def start(zygote: Zygote, total: int) -> tuple[Served, list[Running]]:
@@ -93,10 +85,7 @@ def test_stage_0_killed_in_an_idle_moment_ends_the_others(zygote: Zygote) -> Non
     _, running = start(zygote, 2)
     os.kill(command_pid(running[0]), signal.SIGKILL)
     assert_one_line(running[1].wait(15), "stage 0")
-    deadline = time.monotonic() + 10
-    while len(session_of(running[0])) > 0 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert session_of(running[0]) == []
+    await_empty_session(running[0])
 
 
 def test_stage_0_stopped_by_a_signal_stops_the_others_in_good_order(zygote: Zygote) -> None:
@@ -106,3 +95,47 @@ def test_stage_0_stopped_by_a_signal_stops_the_others_in_good_order(zygote: Zygo
     assert ended[1].code == 0, ended[1].output[-2000:]
     assert "stage 1: stopped by stage 0" in ended[1].output
     assert "zmqpp: error" not in ended[0].output
+
+
+def test_a_server_killed_while_it_waits_for_stages_leaves_nothing_behind(zygote: Zygote) -> None:
+    port = free_base_port(4)
+    running = zygote.start(["serve", str(docs_llama()), *stage(0, 2, port), *FLAGS])
+    await_line(running, "stage 0: layers 0-4", "PipelineStages", "Initializing a V1 LLM engine")
+    time.sleep(8)  # the engine has started stage 0's own process and waits for the ring
+    os.kill(command_pid(running), signal.SIGKILL)
+    await_empty_session(running)
+
+
+def test_a_stopped_first_stage_is_ended_with_its_engine(zygote: Zygote) -> None:
+    served, running = start(zygote, 2)
+    (first,) = (pid for pid in session_of(running[0]) if "zmqpp_stage_0" in title(pid))
+    os.kill(first, signal.SIGSTOP)
+    body = {"model": NAME, "prompt": "The", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 500
+    for each in running:
+        assert each.wait(30).code not in (0, None)
+    await_empty_session(running[0])
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def await_line(running: Running, *any_of: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if running.log.exists() and any(text in running.log.read_text() for text in any_of):
+            return
+        time.sleep(0.2)
+    raise AssertionError(running.log.read_text()[-2000:])
+
+
+def await_empty_session(running: Running) -> None:
+    deadline = time.monotonic() + 20
+    while (left := [(pid, title(pid)) for pid in session_of(running)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.serving import FLAGS
 from tests.integration.zygote import Ended, Zygote
+from zmqpp import control
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.ports import free_base_port
+from zmqpp.transport import Link, Route
+from zmqpp.vllm import compat, identity
 
 EXTERNAL = ("--pipeline-stage-mode", "external")
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def port() -> int:
     return free_base_port(4)
 
 
-def stage(index: int, total: int, port: int, **changes: str | None) -> list[str]:
+def stage(index: int, total: int, port: int, /, **changes: str | None) -> list[str]:
     """The documented flags of one stage, with some changed, or left out when None."""
     flags: dict[str, str | None] = {
         "--pipeline-stage-mode": "external",
@@ -106,6 +106,8 @@ FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
         {"distributed_executor_backend": "mp"},
         ("--distributed-executor-backend mp contradicts",),
     ),
+    "headless": (0, {"headless": ""}, ("--headless contradicts stage 0",)),
+    "same port twice": (0, {"port": "15550", "pipeline_local_bind_port": "15550"}, ("both 15550",)),
     "tensor parallel": (1, {"tensor_parallel_size": "2"}, ("--tensor-parallel-size 2 is not supported",)),
     "port not a number": (1, {"pipeline_local_bind_port": "http"}, ("--pipeline-local-bind-port", "http")),
     "port too high": (1, {"pipeline_local_bind_port": "70000"}, ("70000",)),
@@ -135,8 +137,6 @@ def test_a_wrong_flag_ends_in_one_line(zygote: Zygote, port: int, name: str) -> 
 
 
 def test_a_port_in_use_names_the_process_that_has_it(zygote: Zygote, port: int) -> None:
-    import os
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -147,16 +147,63 @@ def test_a_port_in_use_names_the_process_that_has_it(zygote: Zygote, port: int) 
     assert_one_line(ended, f"port {busy}", "in use", f"pid {os.getpid()}")
 
 
+def test_an_http_port_in_use_is_named(zygote: Zygote, port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = str(taken.getsockname()[1])
+        flags = [*stage(0, 2, port, port=busy), "--host", "127.0.0.1"]
+        ended = zygote.run(["serve", str(docs_llama()), *flags, *FLAGS])
+    assert_one_line(ended, "stage 0's HTTP server", f"port {busy}", "in use", "pid")
+
+
+def test_a_stage_that_would_receive_from_itself_is_refused(zygote: Zygote, port: int) -> None:
+    flags = stage(1, 2, port, pipeline_prev_stage_service_addr=f"127.0.0.1:{port + 2}")
+    assert_one_line(zygote.run(["serve", str(docs_llama()), *flags, *FLAGS]), "stage 1", "its own port")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_model_directory_that_is_not_there_is_named(zygote: Zygote, port: int, index: int) -> None:
+    ended = zygote.run(["serve", "/no/such/model", *stage(index, 2, port), *FLAGS])
+    assert_one_line(ended, "there is no model directory /no/such/model")
+
+
+def test_a_timeout_that_is_no_number_is_named(zygote: Zygote, port: int) -> None:
+    arguments = ["serve", str(docs_llama()), *stage(1, 2, port), *FLAGS]
+    ended = zygote.run(arguments, {"ZMQPP_STARTUP_TIMEOUT_S": "soon"})
+    assert_one_line(ended, "ZMQPP_STARTUP_TIMEOUT_S='soon'")
+
+
+def test_options_given_twice_are_refused(zygote: Zygote, port: int) -> None:
+    flags = [*stage(0, 2, port), "--additional-config", '{"zmqpp": {}}']
+    assert_one_line(
+        zygote.run(["serve", str(docs_llama()), *flags, *FLAGS]), "--additional-config", "leave it out"
+    )
+
+
+def test_a_stage_that_never_came_up_is_named_by_those_who_wait_for_it(zygote: Zygote, port: int) -> None:
+    model = str(docs_llama())
+    third = zygote.start(["serve", model, *stage(2, 3, port), *FLAGS])
+    first = zygote.start(["serve", model, *stage(0, 3, port), *FLAGS])
+    time.sleep(20)  # both wait on the ring by then
+    second = zygote.start(["serve", model, *stage(1, 3, port, pipeline_layer_range="4-12"), *FLAGS])
+    for running in (second, third, first):
+        assert_one_line(running.wait(40), "stage 1: layer range 4-12 exceeds the model")
+
+
+def test_the_flags_are_explained_in_the_help(zygote: Zygote) -> None:
+    ended = zygote.run(["serve", "--help=PipelineStages"])
+    assert ended.code == 0
+    for flag in ("--pipeline-stage-mode", "--pipeline-prev-stage-service-addr", "--external-pp-worker"):
+        assert flag in ended.output
+
+
 def test_an_unsupported_vllm_is_named(zygote: Zygote, port: int, tmp_path: Path) -> None:
     metadata = tmp_path / "vllm-0.12.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.12.0\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     (tmp_path / "sitecustomize.py").write_text(code)
-    import os
-    import subprocess
-    import sys
-
     check = "from zmqpp.vllm import compat; compat.check_vllm()"
     result = subprocess.run(
         [sys.executable, "-c", check],
@@ -186,24 +233,15 @@ def pair(
     return running[0].wait(within_s), running[1].wait(within_s)
 
 
-RANGES = {
-    "overlap": ("0-5", "4-8", ("overlap", "stage 0 (0-5)", "stage 1 (4-8)", "4-5")),
-    "gap": ("0-3", "4-8", ("gap", "layers 3-4")),
-    "last layers missing": ("0-4", "4-7", ("gap", "layers 7-8")),
-}
-
-
-@pytest.mark.parametrize("name", RANGES)
-def test_ranges_that_do_not_fit_end_both_stages(zygote: Zygote, port: int, name: str) -> None:
-    first, second, parts = RANGES[name]
+def test_ranges_that_do_not_fit_end_both_stages(zygote: Zygote, port: int) -> None:
     model = str(docs_llama())
     ended = pair(
         zygote,
-        [model, *stage(0, 2, port, pipeline_layer_range=first), *FLAGS],
-        [model, *stage(1, 2, port, pipeline_layer_range=second), *FLAGS],
+        [model, *stage(0, 2, port, pipeline_layer_range="0-3"), *FLAGS],
+        [model, *stage(1, 2, port, pipeline_layer_range="4-8"), *FLAGS],
     )
     for each in ended:
-        assert_one_line(each, *parts)
+        assert_one_line(each, "gap", "layers 3-4", "stage 0 (0-3)", "stage 1 (4-8)")
 
 
 def test_different_models_end_both_stages(zygote: Zygote, port: int, tmp_path: Path) -> None:
@@ -215,20 +253,45 @@ def test_different_models_end_both_stages(zygote: Zygote, port: int, tmp_path: P
         assert_one_line(each, "stage 1", "different model", "rms_norm_eps")
 
 
-def test_different_totals_end_both_stages(zygote: Zygote, port: int) -> None:
-    model = str(docs_llama())
-    second = stage(1, 2, port, pipeline_total_stages="3")
-    ended = pair(zygote, [model, *stage(0, 2, port), *FLAGS], [model, *second, *FLAGS])
-    for each in ended:
-        assert_one_line(each, "--pipeline-total-stages 3", "stage 0 with 2")
+HELLOS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "another total": ({"total_stages": 3}, (), ("--pipeline-total-stages 2", "stage 0 with 3")),
+    "another protocol": ({"protocol": 99}, (), ("stage 0 speaks 99", "install one zmqpp version")),
+    "another vLLM": ({"vllm_version": "0.12.0"}, (), ("stage 0 runs 0.12.0", "install the same on both")),
+    "another length": (
+        {"settings": {"max_model_len": 1024}},
+        ("--max-model-len", "512"),
+        ("--max-model-len 512", "stage 0 runs with 1024"),
+    ),
+    "another dtype": (
+        {"settings": {"dtype": "float32"}},
+        ("--dtype", "bfloat16"),
+        ("--dtype bfloat16", "float32"),
+    ),
+}
 
 
-def test_a_setting_that_contradicts_stage_0_ends_both_stages(zygote: Zygote, port: int) -> None:
-    model = str(docs_llama())
-    second = [*FLAGS, "--max-model-len", "512"]
-    ended = pair(zygote, [model, *stage(0, 2, port), *FLAGS], [model, *stage(1, 2, port), *second])
-    for each in ended:
-        assert_one_line(each, "stage 1", "--max-model-len 512", "1024")
+@pytest.mark.parametrize("name", HELLOS)
+def test_a_stage_that_contradicts_stage_0_ends_in_one_line(zygote: Zygote, port: int, name: str) -> None:
+    """Stage 0 played by a link that greets as it does, and hears the failure come round."""
+    changes, flags, parts = HELLOS[name]
+    greeting = {
+        "session": "s",
+        "epoch": 0,
+        "protocol": control.PROTOCOL_VERSION,
+        "zmqpp_version": "0.1.0",
+        "vllm_version": compat.vllm_version(),
+        "total_stages": 2,
+        "model": identity.comparable(identity.read_config(str(docs_llama())) or {}),
+        "settings": {},
+        **changes,
+    }
+    with Link(bind=f"127.0.0.1:{port}", connect=f"127.0.0.1:{port + 2}", name="stage 0") as first:
+        running = zygote.start(["serve", str(docs_llama()), *stage(1, 2, port), *flags])
+        first.send_control(control.encode(control.Hello(**greeting)), route=Route.REQUEST, timeout_s=60)
+        heard = control.decode(first.recv_control(60).body)
+        assert_one_line(running.wait(30), "stage 1", *parts)
+    assert isinstance(heard, control.Failed)
+    assert heard.stage == 1 and all(part in heard.reason for part in parts)
 
 
 def test_a_missing_tensor_ends_both_stages(zygote: Zygote, port: int, tmp_path: Path) -> None:
@@ -263,7 +326,7 @@ def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, 
 
 
 def test_an_address_that_leads_to_the_wrong_stage_is_named(zygote: Zygote, port: int) -> None:
-    own = f"127.0.0.1:{port + 2}"
+    own = f"localhost:{port + 2}"
     flags = stage(1, 2, port, pipeline_prev_stage_service_addr=own)
     ended = zygote.run(["serve", str(docs_llama()), *flags, *FLAGS])
     assert_one_line(ended, f"tcp://{own} is where stage 1 binds, not stage 0", "check the addresses")

@@ -42,17 +42,14 @@ class Zygote:
             start_new_session=True,
         )
 
-    def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, before: str = ""
-    ) -> Running:
-        """Fork a command line and let it run; `before` is Python to run in the fork first."""
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Running:
+        """Fork a command line and let it run."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         request = {
             "argv": ["vllm", *arguments],
             "environment": dict(environment or {}),
             "log": str(log),
-            "before": before,
         }
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -122,7 +119,6 @@ def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def
             os.dup2(source, target)
         os.environ.update(request["environment"])
         sys.argv = request["argv"]
-        exec(request["before"])
         try:
             main()
         except SystemExit as error:

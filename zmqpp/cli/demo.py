@@ -85,12 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--timeout {arguments.timeout:g}: must be above 0 seconds")
     plan = demo_plan(arguments)
     console = Console(highlight=False)
-    with Launcher(plan, arguments.log_dir) as launcher:
+    with Launcher(plan, arguments.log_dir, on_interrupt=_say_stopping) as launcher:
         launcher.start()
         _show_loading(launcher, console, arguments.timeout)
         _complete(launcher, console, arguments)
     _report(launcher, console)
     return 0
+
+
+def _say_stopping() -> None:
+    print("stopping the stages (Ctrl-C again to force it)", file=sys.stderr, flush=True)
 
 
 def _check_extras() -> None:

@@ -203,6 +203,10 @@ def check_engine_flags(given: Any, where: str) -> None:
         raise UnsupportedError(
             "data parallel replicas of an external pipeline are not supported yet: start one pipeline each"
         )
+    if getattr(given, "headless", False):
+        raise ConfigError(
+            "--headless contradicts stage 0, which serves the HTTP API; other stages take --external-pp-worker"
+        )
     if getattr(given, "pipeline_parallel_size", 1) != 1 and where == "flags":
         raise ConfigError(
             "--pipeline-parallel-size contradicts --pipeline-stage-mode external: the number of stages is "
@@ -214,6 +218,15 @@ def check_engine_flags(given: Any, where: str) -> None:
             f"--distributed-executor-backend {backend} contradicts --pipeline-stage-mode external, which "
             f"brings its own; leave it out"
         )
+
+
+def api_endpoint(args: Any) -> Any:
+    """Where stage 0's HTTP server will bind; None for a unix socket."""
+    from zmqpp.endpoint import Endpoint
+
+    if getattr(args, "uds", None) or not args.port:
+        return None
+    return Endpoint("tcp", host=args.host or "*", port=int(args.port))
 
 
 def give_engine_time_to_stop(seconds: float) -> None:

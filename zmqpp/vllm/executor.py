@@ -50,9 +50,10 @@ class ExternalStageExecutor(Executor):
         try:
             self._first = FirstStage(self.vllm_config, self.options)
             self.ring = EngineRing(self._first.link, self.options.total_stages, self._first.check)
+            failure.watch_parent(self._abandon)
+            self._first.link.set_epoch(self.epoch)
             self._greet()
             self._load()
-            failure.watch_parent(self._abandon)
             self.ring.start_watching()
         except ZmqppError as error:
             self._stop_starting(error)
@@ -62,6 +63,7 @@ class ExternalStageExecutor(Executor):
     def _greet(self) -> None:
         hello = control.Hello(
             session=self.session,
+            epoch=self.epoch,
             protocol=control.PROTOCOL_VERSION,
             zmqpp_version=__version__,
             vllm_version=compat.vllm_version(),

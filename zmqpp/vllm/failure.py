@@ -72,6 +72,9 @@ def watch_parent(stop: Callable[[], None]) -> None:
     def watch() -> None:
         wait([parent.sentinel])
         stop()
+        path = os.environ.get(FAILURE_VARIABLE)
+        if path:
+            Path(path).unlink(missing_ok=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="zmqpp-parent-watch", daemon=True).start()

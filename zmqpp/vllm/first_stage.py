@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import shutil
 import signal
 import tempfile
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from zmqpp.errors import StageError, ZmqppError
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm.options import StageOptions
 
-_STOP_S = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STOP_S = 3.0
+"""Less than vLLM's API server gives its engine: a stage that hangs is ended from here."""
 
 
 class FirstStage:
@@ -41,7 +45,9 @@ class FirstStage:
                 relay=Relay.NONE,
             )
             self._process = multiprocessing.get_context("spawn").Process(
-                target=run_first_stage, args=(vllm_config, options, endpoint, there), name="zmqpp-stage-0"
+                target=run_first_stage,
+                args=(vllm_config, options, endpoint, there, multiprocessing.parent_process() is not None),
+                name="zmqpp-stage-0",
             )
             self._process.start()
         except BaseException:
@@ -70,20 +76,22 @@ class FirstStage:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """End the child: it leaves by itself when the link closes; else terminate, then kill."""
+        """End the child: it leaves by itself when the link closes, else it is killed."""
         if self.link is not None:
             self.link.close(1.0)
         process = getattr(self, "_process", None)
         if process is not None and process.pid is not None:
-            for end in (lambda: None, process.terminate, process.kill):
-                end()
+            process.join(_STOP_S)
+            if process.is_alive():
+                # It hangs, or is stopped: nothing milder reaches it.
+                process.kill()
                 process.join(_STOP_S)
-                if not process.is_alive():
-                    break
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report: Connection) -> None:
+def run_first_stage(
+    vllm_config: Any, options: StageOptions, engine: str, report: Connection, engine_has_own_process: bool
+) -> None:
     """Main function of the child."""
     from vllm.logger import init_logger
     from vllm.utils.system_utils import decorate_logs, set_process_title
@@ -95,6 +103,9 @@ def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report
 
     # Ctrl-C reaches the whole terminal group; the engine decides when its stages end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if engine_has_own_process:
+        # Even a stopped child goes with its engine. Not where the engine lives in a user's thread, which may end.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
@@ -112,6 +123,8 @@ def run_first_stage(vllm_config: Any, options: StageOptions, engine: str, report
         log = init_logger("vllm.zmqpp.stage").info
         Stage(options, link, lambda _: (vllm_config, layers), log, startup_s(), step_s()).run()
     except ZmqppError as error:
+        # The engine may be gone without having removed it.
+        shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)
         _leave(report, str(error))
     except Exception as error:
         _leave(report, f"{type(error).__name__}: {error}", error)

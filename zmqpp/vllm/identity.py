@@ -24,8 +24,12 @@ def read_config(model: str) -> dict[str, Any] | None:
     Raises:
         ConfigError: a directory without a readable config.json.
     """
-    folder = Path(model)
+    folder = Path(model).expanduser()
     if not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+            raise ConfigError(
+                f"there is no model directory {model}: give a Hugging Face model directory or a hub id"
+            )
         return None
     path = folder / "config.json"
     try:

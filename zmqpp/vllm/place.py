@@ -19,6 +19,7 @@ _POLL_S = 0.5
 _SAY_S = 10.0
 """Between two lines that say what is being waited for."""
 _TELL_S = 2.0
+_FAREWELL_S = 3.0
 _GRACE_S = 3.0
 """For the engine to say why the next stage is gone, before this stage goes by what it sees itself."""
 
@@ -113,9 +114,20 @@ class Place:
         """Tell everyone downstream, and through the engine everyone else."""
         emit(failed.stage, "failed", reason=failed.reason)
         try:
-            self.link.send_control(control.encode(failed), route=Route.NOTICE, timeout_s=_TELL_S)
+            self.link.send_control(
+                control.encode(failed), route=Route.NOTICE, timeout_s=_FAREWELL_S + _TELL_S
+            )
+            self._await_next()
         except ZmqppError:
             pass  # The next place is gone too; it reports for itself.
+
+    def _await_next(self) -> None:
+        """The next place may be about to connect: a notice that is queued is lost when this one closes."""
+        deadline = time.monotonic() + _FAREWELL_S
+        while time.monotonic() < deadline and self.link.next_error() is None:
+            if self.link.stats()["send_peer_connected"]:
+                return
+            time.sleep(0.05)
 
     def explain(self, error: PeerLostError) -> StageError:
         """Why the place before is gone: what a notice said, else that it is; the latter is told downstream."""
@@ -146,3 +158,17 @@ class Place:
         }
         emit(self.index, "stopped", **counted)
         self.link.close(_TELL_S)
+
+
+def tell_next(options: StageOptions, reason: str) -> None:
+    """Tell the next stage, and through it all others, why this one never came; waits a little for it to connect."""
+    after = "the engine" if options.is_last else f"stage {options.stage_idx + 1}"
+    try:
+        with Link(
+            bind=str(options.bind), connect=None, name=f"stage {options.stage_idx}", next=after
+        ) as link:
+            link.wait_peers(_FAREWELL_S)
+            failed = control.encode(control.Failed(options.stage_idx, reason))
+            link.send_control(failed, route=Route.NOTICE, timeout_s=_TELL_S)
+    except ZmqppError:
+        pass  # Nobody there, or the port is what is wrong.

@@ -32,7 +32,8 @@ def _wrap_flags(engine_args: Any) -> None:
         from zmqpp.vllm.flags import add_flags
 
         parser = plain(parser)
-        add_flags(parser)
+        if sys.argv[1:2] == ["serve"]:  # other subcommands would take the flags and do nothing with them
+            add_flags(parser)
         return parser
 
     engine_args.add_cli_args = staticmethod(add_cli_args)

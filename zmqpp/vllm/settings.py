@@ -20,6 +20,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "hf_overrides": lambda c: (
         c.model_config.hf_overrides if isinstance(c.model_config.hf_overrides, dict) else None
     ),
+    "disable_sliding_window": lambda c: c.model_config.disable_sliding_window,
     "runner": lambda c: c.model_config.runner,
     "convert": lambda c: c.model_config.convert,
     "enable_prompt_embeds": lambda c: c.model_config.enable_prompt_embeds,
@@ -69,10 +70,10 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
         _check_agrees(name, getattr(engine_args, name), _default_of(fields[name]), theirs, stage)
-    level = type(engine_args.optimization_level)(settings["optimization_level"])
-    return dataclasses.replace(
-        engine_args, **{**settings, "optimization_level": level}, skip_tokenizer_init=True
-    )
+    known = dict(settings)
+    if "optimization_level" in known:
+        known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
+    return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
 
 
 def _check_agrees(name: str, mine: Any, default: Any, theirs: Any, stage: int) -> None:

@@ -125,6 +125,7 @@ class Stage:
 
     def _run_hello(self, hello: control.Hello) -> None:
         self._check_versions(hello)
+        self.place.link.set_epoch(hello.epoch)
         self._config, self._layers = self._configure(hello)
         total_layers = self._config.model_config.get_total_num_hidden_layers()
         self._layers.check_within(total_layers, self.index)

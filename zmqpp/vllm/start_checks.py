@@ -8,22 +8,42 @@ import socket
 
 from zmqpp._port_owner import port_owner
 from zmqpp.endpoint import Endpoint, check_resolvable
-from zmqpp.errors import ConnectError
+from zmqpp.errors import ConfigError, ConnectError
 from zmqpp.vllm.options import StageOptions
 
 
-def check_addresses(options: StageOptions) -> None:
-    """Try this stage's own address, and look the other one up.
+def check_addresses(options: StageOptions, api: Endpoint | None) -> None:
+    """Try this stage's own addresses, and look the other one up.
+
+    Args:
+        api: stage 0's HTTP address, where vLLM binds it itself.
 
     Raises:
-        ConnectError: the port is taken (by whom, where the system tells), the address is not of this machine,
+        ConnectError: a port is taken (by whom, where the system tells), an address is not of this machine,
             or the name of the stage before does not resolve.
+        ConfigError: two of the three addresses are the same.
     """
-    _check_bindable(options.bind, options.stage_idx)
+    if options.bind == options.connect:
+        raise ConfigError(
+            f"stage {options.stage_idx} would receive from its own port {options.bind.port}: the address of the stage "
+            f"before it must be another than --pipeline-local-bind-port"
+        )
+    if api is not None and api.port == options.bind.port:
+        raise ConfigError(
+            f"--port and --pipeline-local-bind-port are both {api.port}: give each its own port"
+        )
+    check_bindable(options.bind, f"stage {options.stage_idx}")
+    if api is not None:
+        check_bindable(api, "stage 0's HTTP server")
     check_resolvable(options.connect)
 
 
-def _check_bindable(endpoint: Endpoint, stage: int) -> None:
+def check_bindable(endpoint: Endpoint, who: str) -> None:
+    """Try to bind and let go again.
+
+    Raises:
+        ConnectError: it cannot be; why, and what to do.
+    """
     host = "" if endpoint.host == "*" else endpoint.host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -31,7 +51,7 @@ def _check_bindable(endpoint: Endpoint, stage: int) -> None:
         )[0]
     except OSError as error:
         raise ConnectError(
-            f"stage {stage} cannot bind {endpoint}: {endpoint.host!r} does not resolve ({error.strerror})"
+            f"{who} cannot bind {endpoint}: {endpoint.host!r} does not resolve ({error.strerror})"
         ) from None
     with socket.socket(family, kind, protocol) as probe:
         # As libzmq does: an address whose last owner has just closed is free.
@@ -39,17 +59,19 @@ def _check_bindable(endpoint: Endpoint, stage: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise ConnectError(_why_not(endpoint, stage, error)) from None
+            raise ConnectError(_why_not(endpoint, who, error)) from None
 
 
-def _why_not(endpoint: Endpoint, stage: int, error: OSError) -> str:
+def _why_not(endpoint: Endpoint, who: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         owner = port_owner(endpoint.port)
         held = f" by {owner}" if owner else ""
-        return f"stage {stage} cannot bind port {endpoint.port}: in use{held}; on one host give each stage its own port"
+        return (
+            f"{who} cannot bind port {endpoint.port}: in use{held}; on one host give each stage its own port"
+        )
     if error.errno == errno.EADDRNOTAVAIL:
         return (
-            f"stage {stage} cannot bind {endpoint}: {endpoint.host} is not an address of this machine; "
+            f"{who} cannot bind {endpoint}: {endpoint.host} is not an address of this machine; "
             f"give one of its own, or *:{endpoint.port} for all of them"
         )
-    return f"stage {stage} cannot bind {endpoint}: {os.strerror(error.errno or 0)}"
+    return f"{who} cannot bind {endpoint}: {os.strerror(error.errno or 0)}"

@@ -21,6 +21,7 @@ from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 
 _LAYER = re.compile(r"^(?P<list>(?:[^.]+\.)*?[^.\d][^.]*)\.(?P<index>\d+)\.")
+_EXPERT = re.compile(r"^(?P<list>.+\.experts)\.(?P<index>\d+)\.(?P<rest>.+)$")
 _OTHER_TOWERS = re.compile(r"vis|audio|image|speech|encoder")
 
 
@@ -172,7 +173,7 @@ class StageWeights:
         report.seconds = time.perf_counter() - self._started
         parameters = dict(model.named_parameters())
         report.count(parameters)
-        missing = self._half_filled(model, parameters)
+        missing = self._half_filled(model, parameters) | uneven_experts(report.names_read)
         if not quantized and loaded is not None:
             missing |= {name for name, p in parameters.items() if name not in loaded and p.numel()}
         if missing:
@@ -195,6 +196,20 @@ class StageWeights:
                 if found:
                     missing |= expected - found
         return missing
+
+
+def uneven_experts(names: set[str]) -> set[str]:
+    """Tensors that some experts of a layer have and others lack; vLLM loads such a layer in silence."""
+    layers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if match := _EXPERT.match(name):
+            layers[match["list"]][int(match["index"])].add(match["rest"])
+    missing: set[str] = set()
+    for experts, held in layers.items():
+        all_of_them = set().union(*held.values())
+        for index in range(max(held) + 1):
+            missing |= {f"{experts}.{index}.{rest}" for rest in all_of_them - held[index]}
+    return missing
 
 
 def _natural(name: str) -> list[Any]:

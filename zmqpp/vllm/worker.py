@@ -104,6 +104,7 @@ class StageWorker:
 
             weights.begin(model, get_pp_missing_layer_names(model))
             module.safetensors_weights_iterator = lambda files, *_, **__: weights.read(files)
+            module.multi_thread_safetensors_weights_iterator = module.safetensors_weights_iterator
             inner = model.load_weights
 
             def watched(iterator: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from zmqpp import control
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
-from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
 from zmqpp.vllm.options import StageOptions
@@ -21,21 +20,25 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def run_worker_stage(args: argparse.Namespace, options: StageOptions) -> None:
+def read_engine_args(args: argparse.Namespace) -> Any:
+    """vLLM's settings of this stage, as its flags give them. Raises whatever vLLM raises."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return AsyncEngineArgs.from_cli_args(args)
+
+
+def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     """Serve as one stage until the engine stops the pipeline.
 
     Raises:
         ZmqppError: this stage, or another one, cannot go on.
     """
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.logger import init_logger
     from vllm.utils.system_utils import set_process_title
 
     index = options.stage_idx
-    emit(index, "starting")
     set_process_title(f"zmqpp_stage_{index}")
     log = init_logger("vllm.zmqpp.stage").info
-    engine_args = AsyncEngineArgs.from_cli_args(args)
     link = Link(
         bind=str(options.bind),
         connect=str(options.connect),
@@ -70,7 +73,7 @@ def _configure(
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
     try:
         config = adopted.create_engine_config()
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:
         raise ConfigError(
             f"stage {options.stage_idx}: vLLM refuses this configuration: {describe(error)}"
         ) from None
