@@ -257,6 +257,11 @@ HELLOS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "another total": ({"total_stages": 3}, (), ("--pipeline-total-stages 2", "stage 0 with 3")),
     "another protocol": ({"protocol": 99}, (), ("stage 0 speaks 99", "install one zmqpp version")),
     "another vLLM": ({"vllm_version": "0.12.0"}, (), ("stage 0 runs 0.12.0", "install the same on both")),
+    "other weights": (
+        {"weights": {"model.safetensors": ((docs_llama() / "model.safetensors").stat().st_size, "0")}},
+        (),
+        ("different model", "model.safetensors", "other contents"),
+    ),
     "another length": (
         {"settings": {"max_model_len": 1024}},
         ("--max-model-len", "512"),
@@ -282,6 +287,7 @@ def test_a_stage_that_contradicts_stage_0_ends_in_one_line(zygote: Zygote, port:
         "vllm_version": compat.vllm_version(),
         "total_stages": 2,
         "model": identity.comparable(identity.read_config(str(docs_llama())) or {}),
+        "weights": {},
         "settings": {},
         **changes,
     }

@@ -21,7 +21,7 @@ from zmqpp.layers import LayerRange, check_contiguous
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.first_stage import FirstStage
-from zmqpp.vllm.identity import model_identity
+from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.ring import EngineRing, RingFuture
 from zmqpp.vllm.settings import shared_settings
@@ -69,6 +69,7 @@ class ExternalStageExecutor(Executor):
             vllm_version=compat.vllm_version(),
             total_stages=self.options.total_stages,
             model=model_identity(self.model_config),
+            weights=sample_weights(self.model_config.model),
             settings=shared_settings(self.vllm_config),
         )
         replies = self.ring.hello(hello, startup_s(), self._say_waiting())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from zmqpp.vllm.options import StageOptions
 PIPELINE_INFO = "_pipeline_info"
 """Key that `zmqpp export` writes into a stage directory's config.json."""
 
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
 _VOLATILE = frozenset(
     {PIPELINE_INFO, "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
@@ -58,6 +60,36 @@ def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -
             raise ConfigError(
                 f"stage {stage} runs a different model than stage 0: config.json has {key} = {here!r} here, "
                 f"{there!r} on stage 0; give every stage the same model"
+            )
+
+
+def sample_weights(model: str) -> dict[str, tuple[int, str]]:
+    """Safetensors file -> (bytes, digest of samples of it), for a directory; a few dozen KB are read per file."""
+    return {
+        path.name: (path.stat().st_size, _sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
+    }
+
+
+def _sample(path: Path) -> str:
+    digest, size = hashlib.blake2b(digest_size=16), path.stat().st_size
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def check_same_weights(model: str, theirs: dict[str, tuple[int, str]], stage: int) -> None:
+    """Raise ConfigError when a file of the same name and size holds something else than on stage 0.
+
+    Files of other names or sizes say nothing: a stage may have its own share of the model, or other shards.
+    """
+    for name, (size, digest) in sample_weights(model).items():
+        there = theirs.get(name)
+        if there is not None and there[0] == size and there[1] != digest:
+            raise ConfigError(
+                f"stage {stage} runs a different model than stage 0: its {name} has the same {size:,} bytes but "
+                f"other contents; give every stage the same model"
             )
 
 

@@ -69,6 +69,7 @@ def _configure(
     mine = identity.read_config(engine_args.model)
     if mine is not None:
         identity.check_same_model(identity.comparable(mine), hello.model, options.stage_idx)
+    identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
     adopted = adopt(engine_args, hello.settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
     try:
