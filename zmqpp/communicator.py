@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from zmqpp.errors import ConfigError, TensorMismatchError, UnsupportedError
-from zmqpp.transport import Link, RecvTicket, SendTicket, check_device
+from zmqpp.tickets import Done, RecvTicket
+from zmqpp.transport import Link, check_device
 
 __all__ = ["AllGatherGroup", "Handle", "ZeroMQCommunicator"]
 
@@ -187,7 +188,7 @@ class ZeroMQCommunicator:
         self._check_neighbour("dst", dst, self.next_rank)
         outgoing = _slice(tensor_dict, all_gather_group, all_gather_tensors)
         ticket = self._require_link().isend_dict(outgoing, timeout_s=self._deadline_s(timeout_ms))
-        return [_Done(), _Sending(ticket)]
+        return [Done(), ticket]
 
     def irecv_tensor_dict(
         self,
@@ -248,25 +249,6 @@ class ZeroMQCommunicator:
 
     def _deadline_s(self, timeout_ms: float | None) -> float:
         return self._timeout_s if timeout_ms is None else _seconds(timeout_ms)
-
-
-class _Done:
-    def is_completed(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        return None
-
-
-class _Sending:
-    def __init__(self, ticket: SendTicket) -> None:
-        self._ticket = ticket
-
-    def is_completed(self) -> bool:
-        return self._ticket.is_completed()
-
-    def wait(self) -> None:
-        self._ticket.wait()
 
 
 class _Receiving:

@@ -21,6 +21,7 @@ TRANSPORT = (
     "_port_owner",
     "_numpy_types",
     "_tensors",
+    "tickets",
     "transport",
     "communicator",
 )
@@ -33,8 +34,9 @@ ALLOWED = {
     "_port_owner": set(),
     "_numpy_types": {"errors"},
     "_tensors": {"errors", "_engine", "_numpy_types"},
-    "transport": {"errors", "_engine", "config", "endpoint", "_port_owner", "_tensors"},
-    "communicator": {"errors", "transport"},
+    "tickets": {"errors", "_engine", "_tensors"},
+    "transport": {"errors", "_engine", "config", "endpoint", "_port_owner", "_tensors", "tickets"},
+    "communicator": {"errors", "tickets", "transport"},
 }
 # folder of csrc -> folders it may include.
 LAYERS = {

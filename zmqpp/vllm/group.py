@@ -10,30 +10,8 @@ import torch
 from vllm.distributed.parallel_state import GroupCoordinator
 
 from zmqpp.errors import UnsupportedError
-from zmqpp.transport import Link, RecvTicket, SendTicket
-
-
-class _Done:
-    """The metadata handle that vLLM expects first; our manifest travels with the tensors."""
-
-    def is_completed(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        return None
-
-
-class _Sent:
-    """vLLM's meaning of a send handle: after `wait()` the tensors may be overwritten."""
-
-    def __init__(self, ticket: SendTicket) -> None:
-        self._ticket = ticket
-
-    def is_completed(self) -> bool:
-        return self._ticket.is_completed()
-
-    def wait(self) -> None:
-        self._ticket.wait()
+from zmqpp.tickets import Done, RecvTicket
+from zmqpp.transport import Link
 
 
 class _Received:
@@ -87,7 +65,7 @@ class PipelineGroup(GroupCoordinator):
     ) -> list[Any]:
         """Post this step's activations to the next stage; returns [metadata handle, send handle]."""
         self._check_neighbour("dst", dst, (self.rank + 1) % self.world_size)
-        return [_Done(), _Sent(self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s))]
+        return [Done(), self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s)]
 
     def irecv_tensor_dict(
         self,
