@@ -86,11 +86,12 @@ def test_demo_streams_the_completion_and_reports_each_stage(
     staged: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*staged("ok", "ok"), "--prompt", 'The "try" [bold]']) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert 'The "try" [bold]exception handlers and/or cleanup code\n' in out
     assert "stage 1: ready, layers 4-8 of 8, 1.97M parameters, 3.9 MB" in out
     assert "stage 1: layers 4-8 of 8, 1.97M parameters, sent 123.5 KB, received 654.3 KB in 64 steps" in out
     assert out.endswith("all stages stopped\n")
+    assert err == ""
 
 
 def test_demo_whose_stage_fails_says_why_in_one_line(

@@ -124,10 +124,11 @@ class Launcher:
 
     def stop(self) -> None:
         """Stop every stage: in good order through stage 0, else by SIGTERM, else by SIGKILL. Idempotent."""
+        first = self._stops == 0
+        if first and self._signals.count and self._on_interrupt is not None:
+            self._on_interrupt()
         self._signals.mute()
         self._stops = self._signals.count
-        if self._stops and self._on_interrupt is not None:
-            self._on_interrupt()
         serving = all(state.phase == "ready" for state in self.states)
         # Stages that still load have nothing to finish, and vLLM hears signals late while it starts.
         deadline = time.monotonic() + (self._grace_s if serving else min(self._grace_s, _LOADING_GRACE_S))
