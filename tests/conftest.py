@@ -17,6 +17,9 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in a shell's background: the processes under test would inherit that, and never hear a Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Started by nohup: here it goes on being ignored, but a handler is not inherited across exec.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 _GRACE_S = 5.0
 """Threads of ZeroMQ and dying processes may take a moment."""
