@@ -42,8 +42,8 @@ class Hello(Message, tag="hello"):
     total_stages: int
     model: dict[str, Any]
     """The model's config.json, without what may differ between copies."""
-    weights: dict[str, tuple[int, str]]
-    """Weight file -> (bytes, digest of samples): the same file with other contents is another model."""
+    weights: dict[str, tuple[str, str]]
+    """Weight file -> (digest of its header, digest of samples): same tensors, other values: another model."""
     settings: dict[str, Any]
     """EngineArgs field -> value resolved by stage 0."""
 

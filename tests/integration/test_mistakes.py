@@ -258,7 +258,12 @@ HELLOS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "another protocol": ({"protocol": 99}, (), ("stage 0 speaks 99", "install one zmqpp version")),
     "another vLLM": ({"vllm_version": "0.12.0"}, (), ("stage 0 runs 0.12.0", "install the same on both")),
     "other weights": (
-        {"weights": {"model.safetensors": ((docs_llama() / "model.safetensors").stat().st_size, "0")}},
+        {
+            "weights": {
+                name: (header, "0")
+                for name, (header, _) in identity.sample_weights(str(docs_llama())).items()
+            }
+        },
         (),
         ("different model", "model.safetensors", "other contents"),
     ),

@@ -11,7 +11,7 @@ from zmqpp import control
 from zmqpp.errors import MalformedError
 
 MESSAGES: list[control.AnyMessage] = [
-    control.Hello("s", 0, 1, "0.1", "0.32.0", 2, {"a": [1, None]}, {"f": (5, "d")}, {"dtype": "float32"}),
+    control.Hello("s", 0, 1, "0.1", "0.32.0", 2, {"a": [1, None]}, {"f": ("h", "d")}, {"dtype": "float32"}),
     control.HelloReply(1, 8, 4, 8, "0.1", "0.32.0", "host", 7),
     control.Rpc(3, "get_kv_cache_spec", b"x"),
     control.RpcReply(3, 0, payload=b"y"),

@@ -63,11 +63,18 @@ def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -
             )
 
 
-def sample_weights(model: str) -> dict[str, tuple[int, str]]:
-    """Safetensors file -> (bytes, digest of samples of it), for a directory; a few dozen KB are read per file."""
+def sample_weights(model: str) -> dict[str, tuple[str, str]]:
+    """Safetensors file of a directory -> (digest of its header, digest of samples); a few dozen KB are read each."""
     return {
-        path.name: (path.stat().st_size, _sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
+        path.name: (_digest_header(path), _sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
     }
+
+
+def _digest_header(path: Path) -> str:
+    """Of the names, shapes and offsets. Source: the safetensors format, a u64 size and so many bytes of JSON."""
+    with path.open("rb") as file:
+        size = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+        return hashlib.blake2b(file.read(size), digest_size=16).hexdigest()
 
 
 def _sample(path: Path) -> str:
@@ -79,16 +86,17 @@ def _sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_same_weights(model: str, theirs: dict[str, tuple[int, str]], stage: int) -> None:
-    """Raise ConfigError when a file of the same name and size holds something else than on stage 0.
+def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: int) -> None:
+    """Raise ConfigError when a file with the same tensors as stage 0's holds other values.
 
-    Files of other names or sizes say nothing: a stage may have its own share of the model, or other shards.
+    Files of other names, or with other tensors, say nothing: a stage may have its own share of the model, whose
+    files can have the very sizes of stage 0's, or other shards.
     """
-    for name, (size, digest) in sample_weights(model).items():
-        there = theirs.get(name)
-        if there is not None and there[0] == size and there[1] != digest:
+    for path in sorted(Path(model).glob("*.safetensors")):
+        there = theirs.get(path.name)
+        if there is not None and there[0] == _digest_header(path) and there[1] != _sample(path):
             raise ConfigError(
-                f"stage {stage} runs a different model than stage 0: its {name} has the same {size:,} bytes but "
+                f"stage {stage} runs a different model than stage 0: its {path.name} has the same tensors but "
                 f"other contents; give every stage the same model"
             )
 

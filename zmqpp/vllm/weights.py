@@ -139,9 +139,9 @@ class StageWeights:
 
     def read(self, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of this stage from safetensors files; a file that holds none of them is not opened again."""
-        decoder = decoder_list(tensor_names(files), self.report.total_layers)
-        for path in sorted(files):
-            names = _header_names(path)
+        headers = {path: _header_names(path) for path in sorted(files)}
+        decoder = decoder_list(set().union(*headers.values()), self.report.total_layers)
+        for path, names in headers.items():
             wanted = [name for name in names if self._wants(name, decoder)]
             self.report.tensors_skipped += len(names) - len(wanted)
             if not wanted:
