@@ -11,10 +11,11 @@
     │   └── DeadlineError(TimeoutError)
     │       ├── ConnectTimeout      nobody came
     │       ├── SendTimeout         the receiver did not take it
-    │       ├── RecvTimeout         nothing arrived
-    │       └── PoolTimeout         the send queue stayed full
+    │       │   └── PoolTimeout     there was no room for it: the queue, the pool or the segment stayed full
+    │       └── RecvTimeout         nothing arrived
     ├── ProtocolError               wrong bytes
     │   ├── MalformedError          not the wire format, or beyond its limits
+    │   │   └── ChecksumError       bytes changed on their way
     │   ├── VersionError            another wire version
     │   ├── TensorMismatchError     not the tensors that were announced
     │   ├── SequenceError           lost, repeated or reordered messages
@@ -86,8 +87,8 @@ class RecvTimeout(DeadlineError):
     """Nothing arrived before the deadline."""
 
 
-class PoolTimeout(DeadlineError):
-    """The send queue stayed full until the deadline."""
+class PoolTimeout(SendTimeout):
+    """The queue, the staging pool or the shared segment stayed full; the text says with what, and who holds it."""
 
 
 class ProtocolError(ZmqppError):
@@ -96,6 +97,10 @@ class ProtocolError(ZmqppError):
 
 class MalformedError(ProtocolError):
     """Bytes that are not the wire format, or sizes beyond its limits."""
+
+
+class ChecksumError(MalformedError):
+    """A message's bytes changed on their way; only noticed where `TransportConfig.checksum` is on."""
 
 
 class VersionError(ProtocolError):

@@ -28,13 +28,13 @@ class Done:
 class SendTicket:
     """A dict on its way. Dropping the ticket is safe: the link keeps the tensors until they were copied."""
 
-    def __init__(self, ticket: _engine.SendTicket, timeout_s: float) -> None:
+    def __init__(self, ticket: _engine.SendTicket | None, timeout_s: float) -> None:
         self._ticket = ticket
         self._timeout_s = timeout_s
 
     def is_completed(self) -> bool:
         """True once the tensors may be overwritten, or the send failed (then `wait` raises)."""
-        return self._ticket.is_settled()
+        return self._ticket is None or self._ticket.is_settled()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when the tensors may be overwritten.
@@ -43,7 +43,7 @@ class SendTicket:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
         """
         seconds = self._timeout_s if timeout_s is None else timeout_s
-        if not self._ticket.wait_copied(seconds):
+        if self._ticket and not self._ticket.wait_copied(seconds):
             raise SendTimeout(
                 f"send: the tensors were not copied within {seconds:g} s; "
                 "the receiver is not there, or does not keep up"
@@ -52,14 +52,14 @@ class SendTicket:
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""
         seconds = self._timeout_s if timeout_s is None else timeout_s
-        if not self._ticket.wait_sent(seconds):
+        if self._ticket and not self._ticket.wait_sent(seconds):
             raise SendTimeout(
                 f"send: not handed to ZeroMQ within {seconds:g} s; the receiver is not there, or does not keep up"
             )
 
     def is_sent(self) -> bool:
         """True once ZeroMQ has all of it."""
-        return self._ticket.is_sent()
+        return self._ticket is None or self._ticket.is_sent()
 
 
 class RecvTicket:

@@ -174,7 +174,7 @@ class Link:
         encoded = _tensors.encode(tensors)
         self._reap()
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
-        if not ticket.is_settled():
+        if ticket is not None and not ticket.is_settled():
             with self._in_flight_lock:
                 self._in_flight.append((ticket, encoded.owners))
         return SendTicket(ticket, seconds)

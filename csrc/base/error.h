@@ -25,7 +25,9 @@ enum class Code {
   kMalformed,
   kVersion,
   kSequence,
+  kChecksum,
   kResource,
+  kSharedMemory,
   kCount_,  // not a code: how many there are
 };
 

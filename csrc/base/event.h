@@ -5,6 +5,7 @@
 // Errors: the constructor throws kResource when the process is out of descriptors.
 #pragma once
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -34,6 +35,11 @@ class Event {
     if (fd_ < 0) return;
     // EAGAIN means the counter is full, so the poller will wake anyway.
     [[maybe_unused]] const auto written = ::write(fd_, &one, sizeof one);
+  }
+
+  bool is_signalled() const noexcept {
+    pollfd item{fd_, POLLIN, 0};
+    return ::poll(&item, 1, 0) > 0;
   }
 
   void drain() noexcept {

@@ -30,7 +30,9 @@ constexpr std::array kTable{
     Row{Code::kMalformed, "malformed", "MalformedError"},
     Row{Code::kVersion, "version", "VersionError"},
     Row{Code::kSequence, "sequence", "SequenceError"},
+    Row{Code::kChecksum, "checksum", "ChecksumError"},
     Row{Code::kResource, "resource", "ResourceError"},
+    Row{Code::kSharedMemory, "shared_memory", "SharedMemoryError"},
 };
 static_assert(kTable.size() == static_cast<std::size_t>(Code::kCount_), "every code needs a row");
 

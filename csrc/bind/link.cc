@@ -18,6 +18,13 @@ void read(const py::dict& from, const char* name, T& into) {
   if (from.contains(name)) into = from[name].cast<T>();
 }
 
+engine::LaneChoice read_lane(const std::string& name) {
+  if (name == "auto") return engine::LaneChoice::kAuto;
+  if (name == "tcp") return engine::LaneChoice::kSocket;
+  if (name == "shm") return engine::LaneChoice::kShared;
+  throw Error(Code::kConfig, "open", "there is no lane " + name);
+}
+
 // Keys are the fields of engine::Options; zmqpp/transport.py fills them from TransportConfig.
 Options read_options(const py::dict& from) {
   Options options;
@@ -38,6 +45,13 @@ Options read_options(const py::dict& from) {
   read(from, "queue_bytes", options.queue_bytes);
   read(from, "queue_items", options.queue_items);
   read(from, "receive_limit_bytes", options.receive_limit_bytes);
+  std::string lane = "tcp";
+  read(from, "lane", lane);
+  options.lane = read_lane(lane);
+  read(from, "shm_bytes", options.shm_bytes);
+  read(from, "shm_hold_bytes", options.shm_hold_bytes);
+  read(from, "spin_us", options.spin_us);
+  read(from, "checksum", options.checksum);
   read(from, "max_control_bytes", options.limits.max_control_bytes);
   read(from, "max_dict_bytes", options.limits.max_dict_bytes);
   read(from, "heartbeat_s", options.heartbeat_s);
@@ -47,6 +61,7 @@ Options read_options(const py::dict& from) {
 }
 
 void reserve(Link& link, std::size_t bytes, const Deadline& deadline, double timeout_s) {
+  if (link.reserve(bytes, Deadline::after(0))) return;
   if (!wait_in_slices(deadline, [&](const Deadline& slice) { return link.reserve(bytes, slice); })) {
     throw link.queue_timeout(timeout_s);
   }
@@ -66,18 +81,65 @@ void send_control(Link& link, const py::buffer& body, int route, std::uint64_t t
                     {.route = static_cast<wire::Route>(route), .tag = tag, .deadline = deadline});
 }
 
-// `spans`: (address, size) of each buffer. Their owners must outlive the ticket's settling.
-engine::SendTicketPtr send_dict(Link& link, const std::string& manifest,
-                                const std::vector<std::pair<std::uintptr_t, std::size_t>>& spans, std::uint64_t tag,
-                                double timeout_s) {
-  std::vector<engine::Span> payload;
-  payload.reserve(spans.size());
-  for (const auto& [address, size] : spans) {
-    if (size > 0) payload.push_back({reinterpret_cast<const std::uint8_t*>(address), size});
+// The manifest, then the payload: (address, size) of each buffer. Empty ones take no place.
+std::vector<engine::Span> read_body(const py::bytes& manifest, const py::list& spans) {
+  std::vector<engine::Span> body;
+  body.reserve(1 + spans.size());
+  const std::string_view text = manifest;
+  body.push_back({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+  for (const py::handle span : spans) {
+    if (!PyTuple_Check(span.ptr()) || PyTuple_GET_SIZE(span.ptr()) != 2) throw py::type_error("(address, size) expected");
+    void* address = PyLong_AsVoidPtr(PyTuple_GET_ITEM(span.ptr(), 0));
+    const std::size_t size = PyLong_AsSize_t(PyTuple_GET_ITEM(span.ptr(), 1));
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (size > 0) body.push_back({static_cast<const std::uint8_t*>(address), size});
   }
+  return body;
+}
+
+engine::SendTicketPtr queue_dict(Link& link, const std::vector<engine::Span>& body, std::uint64_t tag, double timeout_s) {
   const Deadline deadline = Deadline::after(timeout_s);
-  reserve(link, link.reservation(manifest, payload), deadline, timeout_s);
-  return link.send_dict(manifest, std::move(payload), {.tag = tag, .deadline = deadline});
+  reserve(link, link.reservation(body), deadline, timeout_s);
+  return link.send_dict(body, {.tag = tag, .deadline = deadline});
+}
+
+constexpr std::size_t kBriefBytes = 128u << 10;  // copied without letting other Python threads in
+
+// None: the sources may be overwritten already. Else the owners of the spans must outlive the ticket's settling.
+py::object send_dict(Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag, double timeout_s,
+                     bool at_once) {
+  const std::vector<engine::Span> body = read_body(manifest, spans);
+  bool sent = false;
+  if (engine::payload_size(body) <= kBriefBytes) {
+    sent = link.try_send_dict(body, tag);
+  } else if (at_once) {
+    sent = without_gil([&] { return link.try_send_dict(body, tag); });
+  }
+  if (sent) return py::none();
+  return py::cast(queue_dict(link, body, tag, timeout_s));
+}
+
+py::object as_tuple(const engine::Dict& dict) {
+  return py::make_tuple(py::bytes(dict.manifest), dict.block, dict.tag, dict.epoch);
+}
+
+py::object recv_dict(Link& link, double timeout_s) {
+  engine::Inbox& inbox = link.inbox();
+  if (std::optional<engine::Dict> dict = inbox.try_receive()) return as_tuple(*dict);
+  const engine::RecvTicketPtr ticket = inbox.post();
+  std::optional<engine::Dict> dict;
+  try {
+    wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& slice) {
+      dict = inbox.wait(ticket, slice);
+      return dict.has_value();
+    });
+  } catch (...) {
+    inbox.cancel(ticket);
+    throw;
+  }
+  if (dict) return as_tuple(*dict);
+  inbox.cancel(ticket);
+  return py::none();
 }
 
 py::object recv_control(Link& link, double timeout_s) {
@@ -99,8 +161,7 @@ py::object wait_dict(Link& link, const engine::RecvTicketPtr& ticket, double tim
     dict = inbox.wait(ticket, slice);
     return dict.has_value();
   });
-  if (!came) return py::none();
-  return py::make_tuple(py::bytes(dict->manifest), dict->block, dict->tag, dict->epoch);
+  return came ? as_tuple(*dict) : py::none();
 }
 
 void wait_peers(Link& link, double timeout_s) {
@@ -108,7 +169,7 @@ void wait_peers(Link& link, double timeout_s) {
   const auto receiving = [&](const Deadline& slice) { return link.wait_receive_peer(slice); };
   const auto sending = [&](const Deadline& slice) { return link.wait_send_peer(slice); };
   if (!wait_in_slices(deadline, receiving)) throw link.peer_timeout(false, timeout_s);
-  if (!wait_in_slices(deadline, sending)) throw link.peer_timeout(true, timeout_s);
+  if (!wait_in_slices(deadline, sending) && !link.is_receiver_there()) throw link.peer_timeout(true, timeout_s);
 }
 
 void raise_if(const std::optional<Error>& error) {
@@ -123,7 +184,11 @@ void register_link(py::module_& m) {
       .def(py::init([](const py::dict& options) { return engine::open_link(read_options(options)); }))
       .def("bound", &Link::bound)
       .def("send_control", &send_control)
-      .def("send_dict", &send_dict)
+      .def("send_dict", [](Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag,
+                           double timeout_s) { return send_dict(link, manifest, spans, tag, timeout_s, false); })
+      .def("send_dict_now", [](Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag,
+                               double timeout_s) { return send_dict(link, manifest, spans, tag, timeout_s, true); })
+      .def("recv_dict", &recv_dict)
       .def("recv_control", &recv_control)
       .def("post_dict", [](Link& link) { return link.inbox().post(); })
       .def("is_dict_ready", [](Link& link, const engine::RecvTicketPtr& t) { return link.inbox().is_ready(t); })
@@ -132,6 +197,10 @@ void register_link(py::module_& m) {
       .def("wait_peers", &wait_peers)
       .def("receive_trouble", &Link::receive_trouble)
       .def("set_epoch", &Link::set_epoch)
+      .def("lane_reason", &Link::lane_reason)
+      .def("notify_fd", [](Link& link) { return link.notice().fd(); })
+      .def("arm_notify", &Link::arm)
+      .def("drain_notify", [](Link& link) { link.notice().drain(); })
       .def("stats", &Link::stats)
       .def("check_send", [](const Link& link) { raise_if(link.send_error()); })
       .def("check_receive", [](const Link& link) { raise_if(link.receive_error()); })

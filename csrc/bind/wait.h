@@ -7,18 +7,31 @@
 #include <pybind11/pybind11.h>
 
 #include "base/deadline.h"
+#include "base/error.h"
 
 namespace zmqpp::bind {
 
 inline constexpr double kSlice_s = 0.1;  // how late a Ctrl-C may be heard
 
+// Runs without the GIL. Not by a guard: a daemon thread that comes back while Python ends is ended right there, by
+// unwinding, which a destructor would turn into an abort.
+template <typename Body>
+auto without_gil(Body body) {
+  PyThreadState* const thread = PyEval_SaveThread();
+  try {
+    auto result = body();
+    PyEval_RestoreThread(thread);
+    return result;
+  } catch (const Error&) {
+    PyEval_RestoreThread(thread);
+    throw;
+  }
+}
+
 template <typename Ready>
 bool wait_in_slices(const Deadline& deadline, Ready ready) {
   while (true) {
-    {
-      const pybind11::gil_scoped_release release;
-      if (ready(deadline.sooner(Deadline::after(kSlice_s)))) return true;
-    }
+    if (without_gil([&] { return ready(deadline.sooner(Deadline::after(kSlice_s))); })) return true;
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     if (deadline.expired()) return false;
   }

@@ -1,10 +1,12 @@
 // The wire format's reader and writer, for the tests and tools written in Python.
 #include "base/align.h"
+#include "base/crc32c.h"
 #include "bind/register.h"
 #include "net/zmq_api.h"
 #include "wire/head.h"
 #include "wire/hello.h"
 #include "wire/manifest.h"
+#include "wire/ring.h"
 
 namespace zmqpp::bind {
 namespace {
@@ -44,6 +46,8 @@ void register_wire(py::module_& m) {
   m.attr("HEAD_SIZE") = wire::kHeadSize;
   m.attr("ALIGN") = kAlign;
   m.attr("FLAG_INLINE") = wire::kFlagInline;
+  m.attr("FLAG_CHECKED") = wire::kFlagChecked;
+  m.attr("SLOTS") = wire::kSlots;
   m.attr("MAX_MANIFEST_BYTES") = wire::kMaxManifestBytes;
   m.attr("MAX_INLINE_BYTES") = wire::kMaxInlineBytes;
   m.attr("MAX_CHUNK_BYTES") = wire::kMaxChunkBytes;
@@ -52,8 +56,15 @@ void register_wire(py::module_& m) {
   m.def("load_zmq", &net::load_zmq, py::arg("module_path"));
   m.def("check_manifest", [](const std::string& bytes) { wire::check_manifest(bytes.data(), bytes.size()); });
   m.def("write_hello", [](std::int64_t rank, std::int64_t world_size, const std::string& name) {
-    return py::bytes(wire::write_hello({rank, world_size, name}));
+    return py::bytes(wire::write_hello({.rank = rank, .world_size = world_size, .name = name}));
   });
+  m.def("write_checksum", [](std::string frame) {
+    if (frame.size() < wire::kHeadSize) throw py::value_error("a frame is at least 64 bytes long");
+    wire::write_checksum(reinterpret_cast<std::uint8_t*>(frame.data()), frame.size());
+    return py::bytes(frame);
+  });
+  m.def("crc32c", [](const std::string& bytes) { return crc32c(0, bytes.data(), bytes.size()); });
+  m.def("crc32c_implementation", &crc32c_implementation);
   m.def("write_head", &write_head, py::arg("kind"), py::arg("route") = 0, py::arg("flags") = 0, py::arg("epoch") = 0,
         py::arg("session") = 0, py::arg("sequence") = 0, py::arg("tag") = 0, py::arg("offset") = 0,
         py::arg("total") = 0, py::arg("body_size") = 0);

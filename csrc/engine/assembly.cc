@@ -4,8 +4,10 @@
 #include <string>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/frame.h"
+#include "memory/copy.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -25,12 +27,16 @@ void Assembly::check_order(const wire::Head& head) {
   if (next_sequence_ == 0) {
     if (head.kind != wire::Kind::kHello) out_of_order(std::string("a session began with a ") + kind_name(head.kind));
     session_ = head.session;
+    checked_ = (head.flags & wire::kFlagChecked) != 0;
   } else if (head.kind == wire::Kind::kHello || head.session != session_) {
     out_of_order("another session began in the middle of this one");
   }
   if (head.sequence != next_sequence_) {
     out_of_order("message " + std::to_string(head.sequence) + " came where " + std::to_string(next_sequence_) +
                  " was expected");
+  }
+  if (((head.flags & wire::kFlagChecked) != 0) != checked_) {
+    throw Error(Code::kChecksum, "receive", "a message without a checksum in a session that has them, or the reverse");
   }
   ++next_sequence_;
 }
@@ -45,8 +51,10 @@ std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message& fr
   if (head.total > 0 && !inline_payload) {
     open_ = std::move(dict);
     filled_ = 0;
+    began_ns_ = now_ns();
     return std::nullopt;
   }
+  stats_.receive_ns.add(0);  // all of it is in this message
   if (head.total > 0) {
     std::memcpy(dict.block->bytes(), body + parts.payload_offset, head.total);
     add(stats_.copies_in);
@@ -63,11 +71,12 @@ std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message& f
                     " does not continue the dict, which has " + std::to_string(filled_) + " of " +
                     std::to_string(open_->block->size()) + " bytes");
   }
-  std::memcpy(open_->block->bytes() + head.offset, body_of(frame), head.body_size);
+  memory::copy_bytes(open_->block->bytes() + head.offset, body_of(frame), head.body_size, head.total);
   add(stats_.copies_in);
   add(stats_.chunks_received);
   filled_ += head.body_size;
   if (filled_ < head.total) return std::nullopt;
+  stats_.receive_ns.add(now_ns() - began_ns_);
   return std::exchange(open_, std::nullopt);
 }
 

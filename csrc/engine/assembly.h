@@ -7,8 +7,9 @@
 #include <cstdint>
 #include <optional>
 
-#include "engine/inbox.h"
+#include "engine/dict.h"
 #include "engine/stats.h"
+#include "net/message.h"
 #include "wire/head.h"
 
 namespace zmqpp::engine {
@@ -18,6 +19,7 @@ class Assembly {
   explicit Assembly(Stats& stats) : stats_(stats) {}
 
   void check_order(const wire::Head& head);
+  std::uint64_t session() const { return session_; }
 
   // A dict or chunk message; returns the dict when it is complete.
   std::optional<Dict> take_dict(const wire::Head& head, net::Message& frame);
@@ -28,7 +30,9 @@ class Assembly {
   Stats& stats_;
   std::uint64_t session_ = 0;
   std::uint64_t next_sequence_ = 0;
+  bool checked_ = false;          // the session's messages carry checksums
   std::optional<Dict> open_;      // waits for chunks
+  std::uint64_t began_ns_ = 0;
   std::uint64_t filled_ = 0;      // bytes of it that came
 };
 

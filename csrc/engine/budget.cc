@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <new>
 
-#include "base/align.h"
 #include "base/duration.h"
 #include "wire/constants.h"
 
@@ -16,12 +15,23 @@ constexpr std::size_t kSmallBody = 4096;  // 256 of them (the send high-water ma
 struct Lease {
   Budget* budget;
   std::size_t bytes;
+  memory::Pool* pool;  // null: from the heap
 };
+static_assert(sizeof(Lease) <= kFrameFront);
 
 void end_lease(void*, void* hint) {
-  auto* lease = static_cast<Lease*>(hint);
-  lease->budget->release(lease->bytes, 0);
-  std::free(lease);
+  const Lease lease = *static_cast<Lease*>(hint);
+  if (lease.pool != nullptr) {
+    lease.pool->give_back(static_cast<std::uint8_t*>(hint));
+  } else {
+    std::free(hint);
+  }
+  lease.budget->release(lease.bytes, 0);
+}
+
+std::uint8_t* from_heap(std::size_t size, Stats& stats) {
+  add(stats.allocations);
+  return static_cast<std::uint8_t*>(std::malloc(size));
 }
 
 }  // namespace
@@ -65,17 +75,19 @@ Error Budget::timeout_error(double waited_s) const {
                    std::to_string(max_bytes_) + " bytes");
 }
 
-BudgetedFrame make_frame(std::size_t size, Budget& budget) {
+BudgetedFrame make_frame(std::size_t size, Budget& budget, memory::Pool& pool, Stats& stats) {
   const std::size_t frame_size = wire::kHeadSize + size;
   if (size <= kSmallBody) return {net::Message(frame_size), size};
-  const std::size_t front = align_up(sizeof(Lease));
-  auto* memory = static_cast<std::uint8_t*>(std::malloc(front + frame_size));
+  const std::size_t needed = kFrameFront + frame_size;
+  memory::Chunk chunk = needed <= pool.chunk_bytes() ? pool.try_acquire() : memory::Chunk();
+  memory::Pool* const owner = chunk ? &pool : nullptr;
+  std::uint8_t* memory = chunk ? chunk.release().second : from_heap(needed, stats);
   if (memory == nullptr) {
     budget.release(size, 1);
     throw Error(Code::kResource, "send", "no memory for a message of " + std::to_string(size) + " bytes");
   }
-  auto* lease = new (memory) Lease{&budget, size};
-  return {net::Message(memory + front, frame_size, end_lease, lease), 0};
+  auto* lease = new (memory) Lease{&budget, size, owner};
+  return {net::Message(memory + kFrameFront, frame_size, end_lease, lease), 0};
 }
 
 }  // namespace zmqpp::engine

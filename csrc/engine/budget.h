@@ -12,6 +12,8 @@
 
 #include "base/deadline.h"
 #include "base/error.h"
+#include "engine/stats.h"
+#include "memory/pool.h"
 #include "net/message.h"
 
 namespace zmqpp::engine {
@@ -46,6 +48,9 @@ struct BudgetedFrame {
   std::size_t held_bytes = 0;  // still to be released by the sender once the frame is handed over
 };
 
-BudgetedFrame make_frame(std::size_t size, Budget& budget);
+// Larger ones lie in a chunk of `pool`, or on the heap when it has none that is free and large enough.
+BudgetedFrame make_frame(std::size_t size, Budget& budget, memory::Pool& pool, Stats& stats);
+
+inline constexpr std::size_t kFrameFront = 64;  // what the pool's chunks need besides the frame
 
 }  // namespace zmqpp::engine

@@ -2,13 +2,29 @@
 
 #include <utility>
 
+#include "base/clock.h"
 #include "engine/frame.h"
 
 namespace zmqpp::engine {
 
-bool Inbox::has_room() const {
+bool Inbox::has_room() {
   const std::lock_guard lock(mutex_);
-  return held_bytes_ < limit_bytes_ && controls_.size() < max_controls_;
+  full_ = held_bytes_ >= limit_bytes_ || controls_.size() >= kMaxControls;
+  return !full_;
+}
+
+// ---- receiver thread --------------------------------------------------------------------------------------------
+
+void Inbox::attach(std::shared_ptr<RingReader> ring) {
+  const std::lock_guard lock(mutex_);
+  ring_ = std::move(ring);
+  if (notice_->armed()) ring_->want_nudge(true);
+  tell();
+}
+
+void Inbox::read_ring() {
+  const std::lock_guard lock(mutex_);
+  drain_ring();
 }
 
 void Inbox::put(Control control) {
@@ -16,26 +32,27 @@ void Inbox::put(Control control) {
   if (control.epoch < epoch_) return add(stats_.stale);
   held_bytes_ += body_size(control.frame);
   controls_.push_back(std::move(control));
-  changed_.notify_all();
+  tell();
 }
 
 void Inbox::put(Dict dict) {
   const std::lock_guard lock(mutex_);
   if (dict.epoch < epoch_) return add(stats_.stale);
-  held_bytes_ += dict.held_bytes();
+  dict.counted = dict.held_bytes();
+  held_bytes_ += dict.counted;
   if (waiting_.empty()) {
     dicts_.push_back(std::move(dict));
   } else {
     waiting_.front()->dict = std::move(dict);
     waiting_.pop_front();
   }
-  changed_.notify_all();
+  tell();
 }
 
 void Inbox::fail(const Error& error) {
   const std::lock_guard lock(mutex_);
   if (!error_) error_ = error;
-  changed_.notify_all();
+  tell();
 }
 
 std::uint32_t Inbox::epoch() const {
@@ -43,17 +60,21 @@ std::uint32_t Inbox::epoch() const {
   return epoch_;
 }
 
+// ---- any thread -------------------------------------------------------------------------------------------------
+
 std::optional<Control> Inbox::take_control(const Deadline& deadline) {
   std::unique_lock lock(mutex_);
-  wait_for(lock, deadline, [&] { return !controls_.empty() || error_; });
-  if (!controls_.empty()) {
-    Control control = std::move(controls_.front());
-    controls_.pop_front();
-    gave(body_size(control.frame));
-    return control;
+  while (true) {
+    const auto seen = static_cast<std::uint32_t>(changes_.load());
+    if (!controls_.empty()) break;
+    if (error_) throw *error_;
+    if (deadline.expired()) return std::nullopt;
+    sleep(lock, false, seen, deadline);
   }
-  if (error_) throw *error_;
-  return std::nullopt;
+  Control control = std::move(controls_.front());
+  controls_.pop_front();
+  gave(body_size(control.frame));
+  return control;
 }
 
 RecvTicketPtr Inbox::post() {
@@ -68,29 +89,45 @@ RecvTicketPtr Inbox::post() {
   return ticket;
 }
 
-bool Inbox::is_ready(const RecvTicketPtr& ticket) const {
+bool Inbox::is_ready(const RecvTicketPtr& ticket) {
   const std::lock_guard lock(mutex_);
+  if (!ticket->dict && !ticket->taken) drain_ring();
   return ticket->dict || ticket->taken || error_;
+}
+
+std::optional<Dict> Inbox::try_receive() {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || !waiting_.empty()) return std::nullopt;
+  if (dicts_.empty()) return next_from_ring();
+  std::optional<Dict> dict = std::move(dicts_.front());
+  dicts_.pop_front();
+  return give(std::move(dict));
 }
 
 std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& deadline) {
   std::unique_lock lock(mutex_);
   drop_stale(ticket);
-  wait_for(lock, deadline, [&] { return ticket->dict || error_; });
-  if (ticket->dict) {
-    std::optional<Dict> dict = std::exchange(ticket->dict, std::nullopt);
-    ticket->taken = true;
-    gave(dict->held_bytes());
-    return dict;
+  while (true) {
+    const std::uint32_t seen = ring_ ? ring_->bell() : static_cast<std::uint32_t>(changes_.load());
+    if (!ticket->dict) drain_ring();
+    if (ticket->dict) break;
+    if (error_) throw *error_;
+    if (deadline.expired()) return std::nullopt;
+    sleep(lock, true, seen, deadline);
   }
-  if (error_) throw *error_;
-  return std::nullopt;
+  ticket->taken = true;
+  return give(std::exchange(ticket->dict, std::nullopt));
+}
+
+std::optional<Dict> Inbox::give(std::optional<Dict> dict) {
+  if (dict->counted > 0) gave(dict->counted);
+  return dict;
 }
 
 // A dict that reached its ticket before the epoch changed; the ticket keeps its place in front of later ones.
 void Inbox::drop_stale(const RecvTicketPtr& ticket) {
   if (!ticket->dict || ticket->dict->epoch >= epoch_) return;
-  gave(ticket->dict->held_bytes());
+  gave(ticket->dict->counted);
   add(stats_.stale);
   ticket->dict.reset();
   if (dicts_.empty()) {
@@ -110,7 +147,7 @@ void Inbox::cancel(const RecvTicketPtr& ticket) {
   } else {
     waiting_.front()->dict = std::move(*ticket->dict);
     waiting_.pop_front();
-    changed_.notify_all();
+    tell();
   }
   ticket->dict.reset();
 }
@@ -121,7 +158,7 @@ void Inbox::set_epoch(std::uint32_t epoch) {
   const auto old = [&](const auto& message) { return message.epoch < epoch; };
   std::size_t freed = 0, dropped = 0;
   for (const Control& control : controls_) freed += old(control) ? body_size(control.frame) : 0;
-  for (const Dict& dict : dicts_) freed += old(dict) ? dict.held_bytes() : 0;
+  for (const Dict& dict : dicts_) freed += old(dict) ? dict.counted : 0;
   dropped += std::erase_if(controls_, old);
   dropped += std::erase_if(dicts_, old);
   add(stats_.stale, dropped);
@@ -133,18 +170,82 @@ std::optional<Error> Inbox::error() const {
   return error_;
 }
 
-template <typename Ready>
-void Inbox::wait_for(std::unique_lock<std::mutex>& lock, const Deadline& deadline, Ready ready) {
-  if (deadline.is_never()) {
-    changed_.wait(lock, ready);
-  } else {
-    changed_.wait_until(lock, deadline.at(), ready);
+void Inbox::arm(bool on) {
+  notice_->arm(on);
+  const std::lock_guard lock(mutex_);
+  if (ring_) ring_->want_nudge(on);
+}
+
+// ---- with the mutex held ----------------------------------------------------------------------------------------
+
+void Inbox::drain_ring() {
+  bool filled = false;
+  while (!waiting_.empty()) {
+    std::optional<Dict> dict = next_from_ring();
+    if (!dict) break;
+    waiting_.front()->dict = std::move(dict);
+    waiting_.pop_front();
+    filled = true;
   }
+  if (filled && dict_waiters_ > 1) ring_->stir();  // it may have been for one of the others
+  if (filled) notice_->tell();
+}
+
+// A ring that is broken ends the link: the receiver thread sees the error, and hangs up.
+std::optional<Dict> Inbox::next_from_ring() {
+  if (!ring_) return std::nullopt;
+  try {
+    while (std::optional<Dict> dict = ring_->take()) {
+      if (dict->epoch >= epoch_) return dict;
+      add(stats_.stale);
+    }
+  } catch (const Error& error) {
+    if (!error_) {
+      error_ = error;
+      room_.signal();
+      tell();
+    }
+  }
+  return std::nullopt;
+}
+
+void Inbox::sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32_t seen, const Deadline& deadline) {
+  const std::uint64_t start = now_ns();
+  if (for_dict && ring_) {
+    const std::shared_ptr<RingReader> ring = ring_;
+    ++dict_waiters_;
+    lock.unlock();
+    if (!ring->spin(seen)) ring->sleep(seen, deadline);
+    ring->waited(now_ns() - start);
+    lock.lock();
+    --dict_waiters_;
+  } else {
+    lock.unlock();
+    const auto changed = [&] { return static_cast<std::uint32_t>(changes_.load()) != seen; };
+    const bool came = spin_.poll(changed, 1);
+    lock.lock();
+    if (!came) {
+      if (deadline.is_never()) {
+        changed_.wait(lock, changed);
+      } else {
+        changed_.wait_until(lock, deadline.at(), changed);
+      }
+    }
+    spin_.learn(now_ns() - start);
+  }
+  add(stats_.peer_wait_ns, now_ns() - start);
+}
+
+void Inbox::tell() {
+  changes_.fetch_add(1);
+  changed_.notify_all();
+  if (ring_ && dict_waiters_ > 0) ring_->stir();
+  notice_->tell();
 }
 
 void Inbox::gave(std::size_t bytes) {
   held_bytes_ -= bytes;
-  room_.signal();
+  if (std::exchange(full_, false)) room_.signal();
 }
 
 }  // namespace zmqpp::engine

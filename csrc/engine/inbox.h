@@ -1,10 +1,14 @@
 // What was received and waits for the caller: control messages, and dicts matched to receive tickets in order.
 //
+// Dicts come from the receiver thread, or, once a ring is attached, out of the shared segment: then whoever waits reads
+// it himself, without a hand-over from another thread.
+//
 // Owns: the waiting messages. Blocks? take_control and wait, until a message, a failure or the deadline.
-// Thread: the receiver thread puts, any thread takes; `room` is signalled when a taker made room.
+// Thread: the receiver thread puts, any thread takes; `room` is signalled when a taker made room, or the ring broke.
 // Errors: what was received before a failure is still handed out; then everybody gets that first error.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -15,8 +19,11 @@
 
 #include "base/deadline.h"
 #include "base/event.h"
+#include "engine/dict.h"
+#include "engine/notice.h"
+#include "engine/options.h"
+#include "engine/ring_reader.h"
 #include "engine/stats.h"
-#include "memory/receive_block.h"
 #include "net/message.h"
 #include "wire/head.h"
 
@@ -29,15 +36,6 @@ struct Control {
   std::uint32_t epoch = 0;
 };
 
-struct Dict {
-  std::string manifest;
-  std::shared_ptr<memory::ReceiveBlock> block;  // null: no payload
-  std::uint64_t tag = 0;
-  std::uint32_t epoch = 0;
-
-  std::size_t held_bytes() const { return manifest.size() + (block ? block->size() : 0); }
-};
-
 // A place in the order of receives. State is guarded by the inbox's mutex.
 struct RecvTicket {
   std::optional<Dict> dict;
@@ -48,11 +46,17 @@ using RecvTicketPtr = std::shared_ptr<RecvTicket>;
 
 class Inbox {
  public:
-  Inbox(std::size_t limit_bytes, std::size_t max_controls, Event& room, Stats& stats)
-      : limit_bytes_(limit_bytes), max_controls_(max_controls), room_(room), stats_(stats) {}
+  Inbox(const Options& options, Event& room, std::shared_ptr<Notice> notice, Stats& stats)
+      : limit_bytes_(options.receive_limit_bytes),
+        room_(room),
+        notice_(std::move(notice)),
+        stats_(stats),
+        spin_(options.spin_us) {}
 
   // Receiver thread.
-  bool has_room() const;  // always for one dict and one control message
+  bool has_room();  // one message always fits, however large; dicts and control messages share the limit
+  void attach(std::shared_ptr<RingReader> ring);
+  void read_ring();  // on behalf of posted tickets nobody waits for in a call
   void put(Control control);
   void put(Dict dict);
   void fail(const Error& error);
@@ -61,24 +65,34 @@ class Inbox {
   // Any thread.
   std::optional<Control> take_control(const Deadline& deadline);  // empty: the deadline passed
   RecvTicketPtr post();
-  bool is_ready(const RecvTicketPtr& ticket) const;  // wait would not block
+  bool is_ready(const RecvTicketPtr& ticket);  // wait would not block
+  std::optional<Dict> try_receive();           // the next dict, if it is there and nobody else waits for one
   std::optional<Dict> wait(const RecvTicketPtr& ticket, const Deadline& deadline);
   void cancel(const RecvTicketPtr& ticket);  // its dict, if any, goes to the next in order
   void set_epoch(std::uint32_t epoch);       // drops what is older
   std::optional<Error> error() const;
+  void arm(bool on);  // the notice: somebody waits for tickets in a poll set
 
  private:
-  template <typename Ready>
-  void wait_for(std::unique_lock<std::mutex>& lock, const Deadline& deadline, Ready ready);
+  void drain_ring();
+  std::optional<Dict> next_from_ring();
+  std::optional<Dict> give(std::optional<Dict> dict);
+  void sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32_t seen, const Deadline& deadline);
+  void tell();
   void gave(std::size_t bytes);
   void drop_stale(const RecvTicketPtr& ticket);
 
   const std::size_t limit_bytes_;
-  const std::size_t max_controls_;
   Event& room_;
+  const std::shared_ptr<Notice> notice_;
   Stats& stats_;
-  mutable std::mutex mutex_;
+  Spin spin_;
+  std::atomic<std::uint64_t> changes_{0};  // counts what waiters on the socket's lane may wait for
+  mutable std::mutex mutex_;               // guards the following
   std::condition_variable changed_;
+  std::shared_ptr<RingReader> ring_;
+  std::size_t dict_waiters_ = 0;
+  bool full_ = false;  // the receiver thread found no room, and waits for it
   std::deque<Control> controls_;
   std::deque<Dict> dicts_;             // arrived before anybody asked
   std::deque<RecvTicketPtr> waiting_;  // asked before it arrived; one of the two is always empty

@@ -6,25 +6,37 @@
 #include <utility>
 
 #include "base/align.h"
+#include "base/clock.h"
 #include "base/duration.h"
 #include "engine/frame.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
+namespace {
+
+constexpr std::size_t kFrameManifest = 4096;  // room for a manifest beside the inline payload
+constexpr std::size_t kFrames = 64;           // beyond, they come from the heap
+
+Span manifest_of(const std::vector<Span>& body) { return body.front(); }
+
+}  // namespace
 
 Link::Link(Options options)
     : options_(std::move(options)),
       owner_(::getpid()),
       budget_(options_.queue_bytes, options_.queue_items),
-      inbox_(options_.receive_limit_bytes, kMaxControls, receiver_wake_, stats_),
+      inbox_(options_, receiver_wake_, notice_, stats_),
       context_(std::make_unique<net::Context>(2)) {
   if (!options_.bind.empty()) {
+    const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
     pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
+    frame_pool_ = std::make_unique<memory::Pool>(align_up(frame_bytes), kFrames, frame_freed_);
     sender_ = std::make_unique<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
   }
   if (!options_.connect.empty()) {
     receiver_ =
-        std::make_unique<Receiver>(*context_, options_, inbox_, receiver_wake_, sender_.get(), budget_, stats_);
+        std::make_unique<Receiver>(*context_, options_, inbox_, receiver_wake_, sender_.get(), frame_pool_.get(), budget_,
+                                   shared_stats_);
   }
 }
 
@@ -52,7 +64,7 @@ bool Link::reserve(std::size_t bytes, const Deadline& slice) {
 }
 
 void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send) {
-  BudgetedFrame copy = make_frame(size, budget_);
+  BudgetedFrame copy = make_frame(size, budget_, *frame_pool_, stats_);
   std::memcpy(body_of(copy.frame), body, size);
   Outgoing item;
   item.route = send.route;
@@ -64,39 +76,60 @@ void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOp
   sending_half().push(std::move(item));
 }
 
-std::size_t Link::reservation(const std::string& manifest, const std::vector<Span>& payload) const {
-  const std::uint64_t total = payload_size(payload);
-  check_sizes(manifest, total);
-  const std::size_t front = wire::kManifestPrefix + manifest.size();
+std::size_t Link::reservation(const std::vector<Span>& body) const {
+  const std::size_t front = wire::kManifestPrefix + manifest_of(body).size;
+  const std::uint64_t total = payload_size(body) - align_up(manifest_of(body).size);
   return is_inline(total) ? align_up(front) + total : front + total;
 }
 
-SendTicketPtr Link::send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send) {
-  const std::uint64_t total = payload_size(payload);
+bool Link::try_send_dict(const std::vector<Span>& body, std::uint64_t tag) {
+  check_usable();
+  Sender& sender = sending_half();
+  const std::uint64_t manifest = manifest_of(body).size;
+  const std::uint64_t total = payload_size(body) - align_up(manifest);
+  check_sizes(manifest, total);
+  const std::uint64_t start = now_ns();
+  const DictMark mark{.total = total, .tag = tag, .epoch = epoch_, .manifest_size = static_cast<std::uint32_t>(manifest)};
+  if (!sender.try_shared(body, mark)) return false;
+  stats_.send_ns.add(now_ns() - start);
+  return true;
+}
+
+SendTicketPtr Link::send_dict(const std::vector<Span>& body, const SendOptions& send) {
+  const Span manifest = manifest_of(body);
+  const std::uint64_t total = payload_size(body) - align_up(manifest.size);
   const bool inline_payload = is_inline(total);
-  const auto manifest_size = static_cast<std::uint32_t>(manifest.size());
-  const std::size_t front = wire::kManifestPrefix + manifest.size();
-  BudgetedFrame message = make_frame(inline_payload ? align_up(front) + total : front, budget_);
+  const auto manifest_size = static_cast<std::uint32_t>(manifest.size);
+  const std::size_t front = wire::kManifestPrefix + manifest.size;
+  const std::size_t size = inline_payload ? align_up(front) + total : front;
+  BudgetedFrame message = make_frame(size, budget_, *frame_pool_, stats_);
   std::uint8_t* out = body_of(message.frame);
   std::memcpy(out, &manifest_size, sizeof manifest_size);
-  std::memcpy(out + wire::kManifestPrefix, manifest.data(), manifest.size());
+  std::memcpy(out + wire::kManifestPrefix, manifest.bytes, manifest.size);
+  std::vector<Span> payload(body.begin() + 1, body.end());
   Outgoing item;
   item.kind = wire::Kind::kDict;
   item.tag = send.tag;
   item.epoch = epoch_;
   item.total = total;
-  item.ticket = std::make_shared<SendTicket>();
+  item.ticket = std::make_shared<SendTicket>(notice_);
   item.deadline = send.deadline;
   item.held_bytes = message.held_bytes;
+  item.accepted_ns = now_ns();
   if (inline_payload) {
     item.flags = wire::kFlagInline;
     std::memset(out + front, 0, align_up(front) - front);
-    add(stats_.copies_out, PayloadReader(payload).copy_next(out + align_up(front), total));
+    PayloadReader reader(payload);
+    reader.copy_next(out + align_up(front), total, total);
+    add(stats_.copies_out, reader.copies());
     item.ticket->mark_copied();
+    stats_.send_ns.add(now_ns() - item.accepted_ns);
     item.deadline = Deadline::never();  // the caller was told that it is taken care of
   } else {
     item.held_bytes += total;
     item.payload = std::move(payload);
+    item.in_flight = true;
+    add(stats_.in_flight);
   }
   item.frame = std::move(message.frame);
   SendTicketPtr ticket = item.ticket;
@@ -114,6 +147,8 @@ bool Link::wait_send_peer(const Deadline& deadline) {
   check_usable();
   return !sender_ || sender_->wait_peer(deadline);
 }
+
+bool Link::is_receiver_there() const { return sender_ && sender_->peer_connected(); }
 
 bool Link::wait_receive_peer(const Deadline& deadline) {
   check_usable();
@@ -169,9 +204,32 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"relayed", stats_.relayed},
       {"stale", stats_.stale},
       {"cancelled", stats_.cancelled},
+      {"allocations", stats_.allocations},
+      {"doorbells", stats_.doorbells},
+      {"in_flight", stats_.in_flight},
+      {"held_bytes", stats_.held_bytes},
+      {"send_wait_ns", stats_.send_wait_ns},
+      {"peer_wait_ns", stats_.peer_wait_ns},
+      {"send_p50_ns", stats_.send_ns.quantile(0.5)},
+      {"send_p99_ns", stats_.send_ns.quantile(0.99)},
+      {"receive_p50_ns", stats_.receive_ns.quantile(0.5)},
+      {"receive_p99_ns", stats_.receive_ns.quantile(0.99)},
+      {"send_lane", sender_ ? static_cast<std::uint64_t>(sender_->lane()) : 0},
+      {"receive_lane", receiver_ ? static_cast<std::uint64_t>(receiver_->lane()) : 0},
       {"send_peer_connected", mine && sender_ && sender_->peer_connected()},
       {"receive_peer_connected", mine && receiver_ && receiver_->peer_connected()},
   };
+}
+
+std::string Link::lane_reason() const {
+  if (::getpid() != owner_) return "";
+  const std::string sending = sender_ ? sender_->lane_reason() : "";
+  return sending.empty() && receiver_ ? receiver_->lane_reason() : sending;
+}
+
+void Link::arm(bool on) {
+  check_usable();
+  inbox_.arm(on);
 }
 
 std::optional<Error> Link::send_error() const { return sender_ ? sender_->error() : std::nullopt; }
@@ -187,6 +245,8 @@ void Link::close(double linger_s) {
   context_.reset();  // afterwards no callback into pool or budget can come
   sender_wake_.close();
   receiver_wake_.close();
+  frame_freed_.close();
+  notice_->close();
 }
 
 void Link::check_usable() const {
@@ -196,12 +256,12 @@ void Link::check_usable() const {
   }
 }
 
-void Link::check_sizes(const std::string& manifest, std::uint64_t total) const {
+void Link::check_sizes(std::uint64_t manifest, std::uint64_t total) const {
   const auto refuse = [](const char* what, std::uint64_t size, std::uint64_t limit) {
     throw Error(Code::kConfig, "send", std::string(what) + " of " + std::to_string(size) +
                                            " bytes, the limit is " + std::to_string(limit));
   };
-  if (manifest.size() > wire::kMaxManifestBytes) refuse("manifest", manifest.size(), wire::kMaxManifestBytes);
+  if (manifest > wire::kMaxManifestBytes) refuse("manifest", manifest, wire::kMaxManifestBytes);
   if (total > options_.limits.max_dict_bytes) refuse("tensor dict", total, options_.limits.max_dict_bytes);
 }
 

@@ -41,16 +41,19 @@ class Link {
   const Options& options() const { return options_; }
   std::string bound() const;
 
+  // The whole dict at once, without any other thread; `body`: manifest, then payload. False: reserve and send_dict.
+  bool try_send_dict(const std::vector<Span>& body, std::uint64_t tag);
   // Reserve, then send: the first may be repeated in slices (false: no room yet), the second never blocks.
   bool reserve(std::size_t bytes, const Deadline& slice);
   Error queue_timeout(double waited_s) const;
   void send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send);
   // Large payloads are read by the sender thread until the ticket is settled; small ones are copied before return.
-  SendTicketPtr send_dict(const std::string& manifest, std::vector<Span> payload, const SendOptions& send);
-  std::size_t reservation(const std::string& manifest, const std::vector<Span>& payload) const;
+  SendTicketPtr send_dict(const std::vector<Span>& body, const SendOptions& send);
+  std::size_t reservation(const std::vector<Span>& body) const;
 
   Inbox& inbox();  // throws kConfig without a receiving half
-  bool wait_send_peer(const Deadline& deadline);
+  bool wait_send_peer(const Deadline& deadline);  // and for the choice of the lane
+  bool is_receiver_there() const;
   bool wait_receive_peer(const Deadline& deadline);
   Error peer_timeout(bool sending, double waited_s) const;
   std::string receive_trouble() const;  // why nothing can have arrived, as far as known; empty while connected
@@ -58,6 +61,10 @@ class Link {
   void set_epoch(std::uint32_t epoch);
   std::uint32_t epoch() const { return epoch_; }
   std::map<std::string, std::uint64_t> stats() const;
+  std::string lane_reason() const;
+  Notice& notice() { return *notice_; }
+  void arm(bool on);
+  void note_send_wait(std::uint64_t ns) { add(stats_.send_wait_ns, ns); }
   std::optional<Error> send_error() const;
   std::optional<Error> receive_error() const;
   void close(double linger_s);
@@ -65,7 +72,7 @@ class Link {
 
  private:
   void check_usable() const;
-  void check_sizes(const std::string& manifest, std::uint64_t total) const;
+  void check_sizes(std::uint64_t manifest, std::uint64_t total) const;
   Sender& sending_half();
   bool is_inline(std::uint64_t total) const { return total <= options_.inline_bytes; }
 
@@ -74,12 +81,16 @@ class Link {
   std::atomic<std::uint32_t> epoch_{0};
   std::atomic<bool> closed_{false};
   std::mutex closing_;
-  Stats stats_;
+  const std::shared_ptr<Stats> shared_stats_ = std::make_shared<Stats>();  // received tensors count themselves out
+  Stats& stats_ = *shared_stats_;
+  const std::shared_ptr<Notice> notice_ = std::make_shared<Notice>();
   Budget budget_;
   Event sender_wake_;
   Event receiver_wake_;
   Inbox inbox_;
-  std::unique_ptr<memory::Pool> pool_;  // with a sending half only
+  std::unique_ptr<memory::Pool> pool_;         // of chunks; with a sending half only, as the next
+  std::unique_ptr<memory::Pool> frame_pool_;   // of whole messages with an inline payload
+  Event frame_freed_;
   std::unique_ptr<net::Context> context_;
   std::unique_ptr<Sender> sender_;      // stay until the link dies: callers may be inside them when it closes
   std::unique_ptr<Receiver> receiver_;

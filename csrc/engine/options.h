@@ -18,6 +18,15 @@ enum class Relay : int {
   kReturn = 2,   // the last place: as kForward, but REQUEST is delivered only
 };
 
+// Which way payload shall take; what it takes then is decided once, when the peer has come.
+enum class LaneChoice : int {
+  kAuto = 0,    // shared where the peer can open the segment, else the socket
+  kSocket = 1,
+  kShared = 2,  // or fail
+};
+
+enum class Lane : int { kUndecided = 0, kSocket = 1, kShared = 2 };
+
 struct Options {
   std::string bind;      // empty: no sending half
   std::string connect;   // empty: no receiving half
@@ -35,6 +44,11 @@ struct Options {
   std::size_t queue_bytes = 256u << 20;
   std::size_t queue_items = 1024;
   std::size_t receive_limit_bytes = 256u << 20;
+  LaneChoice lane = LaneChoice::kAuto;
+  std::size_t shm_bytes = 512u << 20;
+  std::size_t shm_hold_bytes = 0;  // 0: half of the segment
+  std::size_t spin_us = 100;
+  bool checksum = false;
   wire::Limits limits;
   double heartbeat_s = 1.0;
   double peer_timeout_s = 5.0;

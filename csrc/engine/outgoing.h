@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/deadline.h"
+#include "engine/stats.h"
 #include "engine/ticket.h"
 #include "net/message.h"
 #include "wire/head.h"
@@ -29,24 +31,40 @@ struct Outgoing {
   std::size_t held_bytes = 0;  // to give back to the budget when this item is done
   std::vector<Span> payload;   // of a chunked dict, laid out at aligned offsets
   SendTicketPtr ticket;        // control messages have none
+  std::uint64_t accepted_ns = 0;
+  bool in_flight = false;      // counted as such: its source is still to be read
   Deadline deadline = Deadline::never();
   bool relayed = false;
 };
 
-// Walks a payload chunk by chunk: spans lie one after another, each starting at a multiple of kAlign.
+// Walks a body chunk by chunk: spans lie one after another, each starting at a multiple of kAlign. The first `plain`
+// ones (a manifest) are not counted as copies of payload.
 class PayloadReader {
  public:
-  explicit PayloadReader(const std::vector<Span>& spans) : spans_(&spans) {}
+  explicit PayloadReader(const std::vector<Span>& spans, std::size_t plain = 0) : spans_(&spans), plain_(plain) {}
 
-  // Fills `out` with the next `size` bytes of the payload, gaps as zeros. Returns the number of copies made.
-  std::size_t copy_next(std::uint8_t* out, std::size_t size);
+  // Fills `out` with the next `size` bytes, gaps as zeros. `of`: see memory::copy_bytes.
+  void copy_next(std::uint8_t* out, std::size_t size, std::size_t of);
+
+  std::size_t copies() const { return copies_; }  // of payload, so far
 
  private:
   const std::vector<Span>* spans_;
+  std::size_t plain_;
+  std::size_t copies_ = 0;
   std::size_t index_ = 0;   // span being read
   std::size_t within_ = 0;  // bytes of it, and of the gap behind it, already passed
 };
 
+// The source of `item` is read no more.
+inline void leave_flight(Outgoing& item, Stats& stats) {
+  if (std::exchange(item.in_flight, false)) subtract(stats.in_flight);
+}
+
 std::uint64_t payload_size(const std::vector<Span>& spans);
+
+// The body of a dict as it lies in a shared segment: its manifest, then its payload.
+std::vector<Span> body_spans(Outgoing& item);
+std::uint32_t manifest_size(Outgoing& item);
 
 }  // namespace zmqpp::engine

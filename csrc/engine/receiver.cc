@@ -32,6 +32,9 @@ void configure(net::Socket& socket, const Options& options) {
   socket.set(net::kTcpKeepaliveCnt, 5);
 }
 
+constexpr char kOtherHost[] = "another host";
+constexpr char kNotWanted[] = "this side was told to use the socket";
+
 bool passes_on(Relay relay, wire::Route route) {
   switch (route) {
     case wire::Route::kLink: return false;
@@ -47,16 +50,18 @@ bool delivers(Relay relay, wire::Route route) { return route != wire::Route::kRe
 }  // namespace
 
 Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
-                   Budget& budget, Stats& stats)
+                   memory::Pool* relay_frames, Budget& budget, std::shared_ptr<Stats> stats)
     : options_(options),
       inbox_(inbox),
       wake_(wake),
       relay_to_(relay_to),
+      relay_frames_(relay_frames),
       budget_(budget),
-      stats_(stats),
+      shared_stats_(std::move(stats)),
+      stats_(*shared_stats_),
       socket_(context, net::kPull),
       watch_(context, socket_),
-      assembly_(stats) {
+      assembly_(stats_) {
   configure(socket_, options_);
   socket_.connect(options_.connect);
   thread_ = start_thread("zmqpp-recv", [this] { run(); });
@@ -79,6 +84,11 @@ bool Receiver::peer_connected() const {
 std::string Receiver::last_refusal() const {
   const std::lock_guard lock(mutex_);
   return last_refusal_;
+}
+
+std::string Receiver::lane_reason() const {
+  const std::lock_guard lock(mutex_);
+  return lane_reason_;
 }
 
 void Receiver::close() {
@@ -117,6 +127,7 @@ bool Receiver::turn() {
     const std::lock_guard lock(mutex_);
     if (closing_) return false;
   }
+  if (const std::optional<Error> broken = inbox_.error()) throw *broken;  // what came through the ring was wrong
   watch_peer();
   bool more = true;
   bool room = true;
@@ -203,6 +214,7 @@ void Receiver::take(const wire::Head& head, net::Message frame) {
     case wire::Kind::kDict: dict = assembly_.take_dict(head, frame); break;
     case wire::Kind::kChunk: dict = assembly_.take_chunk(head, frame); break;
     case wire::Kind::kCancel: add(stats_.cancelled); return assembly_.take_cancel(head);
+    case wire::Kind::kNudge: return inbox_.read_ring();
   }
   if (!dict) return;
   add(stats_.dicts_received);
@@ -211,6 +223,14 @@ void Receiver::take(const wire::Head& head, net::Message frame) {
 
 void Receiver::take_hello(net::Message& frame) {
   const wire::Hello hello = wire::read_hello(body_of(frame), body_size(frame));
+  check_neighbour(hello);
+  choose_lane(hello);
+  const std::lock_guard lock(mutex_);
+  greeted_ = true;
+  changed_.notify_all();
+}
+
+void Receiver::check_neighbour(const wire::Hello& hello) const {
   if (options_.world_size > 0 && hello.world_size > 0 && options_.rank >= 0) {
     const std::int64_t expected = (options_.rank + options_.world_size - 1) % options_.world_size;
     if (hello.world_size != options_.world_size || hello.rank != expected) {
@@ -224,9 +244,36 @@ void Receiver::take_hello(net::Message& frame) {
     throw Error(Code::kConnect, "receive",
                 options_.connect + " is where " + hello.name + " binds, not " + options_.expect + "; check the addresses");
   }
+}
+
+void Receiver::choose_lane(const wire::Hello& hello) {
+  const std::string reason = open_ring(hello);
+  if (!reason.empty() && options_.lane == LaneChoice::kShared) {
+    throw Error(Code::kSharedMemory, "receive", "lane shm was asked for: " + reason);
+  }
   const std::lock_guard lock(mutex_);
-  greeted_ = true;
-  changed_.notify_all();
+  lane_reason_ = options_.lane == LaneChoice::kSocket ? "" : reason;
+  lane_ = reason.empty() ? Lane::kShared : Lane::kSocket;
+}
+
+// The sender learns of it from the segment itself, which is the only way back to it.
+std::string Receiver::open_ring(const wire::Hello& hello) {
+  if (hello.segment_bytes == 0) return "the sender offers none: " + hello.no_segment;
+  if (hello.boot_id != memory::boot_id()) return kOtherHost;
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 40;
+  if (hello.segment_bytes > kMost) return "the sender's segment has an impossible size";
+  try {
+    const auto ring = std::make_shared<RingReader>(hello, assembly_.session(), options_, shared_stats_);
+    if (options_.lane == LaneChoice::kSocket) {
+      ring->answer(wire::SegmentState::kRefused);
+      return kNotWanted;
+    }
+    if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
+    inbox_.attach(ring);
+    return "";
+  } catch (const Error& e) {
+    return options_.lane == LaneChoice::kSocket ? kNotWanted : e.detail();
+  }
 }
 
 void Receiver::take_control(const wire::Head& head, net::Message frame) {
@@ -240,7 +287,7 @@ void Receiver::take_control(const wire::Head& head, net::Message frame) {
 
 void Receiver::relay(const wire::Head& head, net::Message& frame) {
   budget_.take(head.body_size);
-  BudgetedFrame copy = make_frame(head.body_size, budget_);
+  BudgetedFrame copy = make_frame(head.body_size, budget_, *relay_frames_, stats_);
   std::memcpy(body_of(copy.frame), body_of(frame), head.body_size);
   Outgoing item;
   item.route = head.route;

@@ -7,7 +7,9 @@
 // Back-pressure: when the inbox is full the socket is not read, so TCP stops the sender.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -28,8 +30,8 @@ namespace zmqpp::engine {
 
 class Receiver {
  public:
-  Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to, Budget& budget,
-           Stats& stats);
+  Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
+           memory::Pool* relay_frames, Budget& budget, std::shared_ptr<Stats> stats);
   ~Receiver();
   Receiver(const Receiver&) = delete;
   Receiver& operator=(const Receiver&) = delete;
@@ -37,6 +39,8 @@ class Receiver {
   bool wait_peer(const Deadline& deadline);  // its hello came, not only its connection. false: the deadline passed
   bool peer_connected() const;
   std::string last_refusal() const;
+  Lane lane() const { return lane_; }
+  std::string lane_reason() const;  // why not the shared one
   void close();
 
  private:
@@ -46,6 +50,9 @@ class Receiver {
   bool read_some();  // false: nothing there
   void take(const wire::Head& head, net::Message frame);
   void take_hello(net::Message& frame);
+  void check_neighbour(const wire::Hello& hello) const;
+  void choose_lane(const wire::Hello& hello);
+  std::string open_ring(const wire::Hello& hello);  // why it cannot be; empty: it is
   void take_control(const wire::Head& head, net::Message frame);
   void relay(const wire::Head& head, net::Message& frame);
   void retry_if_stalled();
@@ -57,7 +64,9 @@ class Receiver {
   Inbox& inbox_;
   Event& wake_;
   Sender* const relay_to_;
+  memory::Pool* const relay_frames_;  // there when relay_to_ is
   Budget& budget_;
+  const std::shared_ptr<Stats> shared_stats_;  // a ring may outlive the link
   Stats& stats_;
   net::Socket socket_;
   net::PeerWatch watch_;
@@ -69,6 +78,8 @@ class Receiver {
   bool over_ = false;
   bool closing_ = false;
   std::string last_refusal_;
+  std::string lane_reason_;
+  std::atomic<Lane> lane_{Lane::kUndecided};
 
   Deadline silence_ = Deadline::never();  // receiver thread only
   Deadline retry_ = Deadline::never();

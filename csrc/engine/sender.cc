@@ -1,41 +1,22 @@
 #include "engine/sender.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
-#include "base/random.h"
+#include "base/clock.h"
+#include "base/duration.h"
 #include "base/thread.h"
-#include "engine/frame.h"
-#include "net/socket_path.h"
-#include "wire/hello.h"
+#include "memory/segment.h"
 
 namespace zmqpp::engine {
 namespace {
 
-constexpr int kMessagesPerTurn = 64;  // then look at the peer again
-constexpr int kSendHwm = 256;         // of small messages; large ones are bounded by the budget and the pool
-
-void release_chunk(void* bytes, void* hint) {
-  static_cast<memory::Pool*>(hint)->give_back(static_cast<std::uint8_t*>(bytes));
-}
-
-bool is_local(const std::string& endpoint) { return endpoint.rfind("tcp://", 0) != 0; }
-
-void configure(net::Socket& socket, const Options& options) {
-  socket.set_i64(net::kAffinity, 1);  // one I/O thread, as PeerWatch needs
-  socket.set(net::kSndHwm, kSendHwm);
-  socket.set(net::kLinger, 0);
-  socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));
-  // A ZAP domain makes libzmq refuse peers older than ZMTP 3, for which it takes every stray HTTP client.
-  socket.set_text(net::kZapDomain, "zmqpp");
-  if (is_local(options.bind)) return;
-  if (options.bind.find('[') != std::string::npos) socket.set(net::kIpv6, 1);
-  socket.set(net::kTcpKeepalive, 1);
-  socket.set(net::kTcpKeepaliveIdle, 5);
-  socket.set(net::kTcpKeepaliveIntvl, 2);
-  socket.set(net::kTcpKeepaliveCnt, 5);
-}
+// How long a connected receiver may take to answer the offer of a segment. One with an address of another host will
+// hardly be able to: it may be in another container of this one.
+constexpr double kSettleLocal_s = 1.0;
+constexpr double kSettleRemote_s = 0.1;
+constexpr long kSettlePoll_ms = 1;
+constexpr double kRoomSlice_s = 0.02;  // how late a lost peer is noticed while the segment is full
 
 Error closed_error() { return Error(Code::kClosed, "send", "this link was closed"); }
 
@@ -43,65 +24,124 @@ Error closed_error() { return Error(Code::kClosed, "send", "this link was closed
 
 Sender::Sender(net::Context& context, const Options& options, Budget& budget, Event& wake, memory::Pool& pool,
                Stats& stats)
-    : options_(options),
-      budget_(budget),
-      wake_(wake),
-      pool_(pool),
-      stats_(stats),
-      session_(random_u64()),
-      socket_(context, net::kPush),
-      watch_(context, socket_) {
-  configure(socket_, options_);
-  {
-    const net::SocketPath path(options_.bind);  // until the file is ours
-    socket_.bind(options_.bind);
-    bound_ = socket_.last_endpoint();
-    file_.emplace(bound_);
+    : options_(options), budget_(budget), wake_(wake), stats_(stats), stream_(context, options, budget, pool, stats) {
+  open_shared();
+  wire::Hello hello{.rank = options_.rank, .world_size = options_.world_size, .name = options_.name};
+  if (shared_) {
+    hello.segment_bytes = shared_->writer().payload_bytes();
+    hello.boot_id = memory::boot_id();
+    hello.segment = shared_->writer().name();
   }
+  hello.no_segment = lane_reason_;
+  stream_.offer(hello);
   thread_ = start_thread("zmqpp-send", [this] { run(); });
+}
+
+void Sender::open_shared() {
+  if (options_.lane == LaneChoice::kSocket) {
+    lane_ = Lane::kSocket;
+    return;
+  }
+  try {
+    memory::remove_dead_segments();
+    shared_ = std::make_unique<SharedLane>(stream_.session(), options_, budget_, stats_);
+  } catch (const Error& e) {
+    if (options_.lane == LaneChoice::kShared || e.code() != Code::kSharedMemory) throw;
+    lane_reason_ = e.detail();
+    lane_ = Lane::kSocket;
+  }
 }
 
 Sender::~Sender() { close(Deadline::after(0)); }
 
+bool Sender::try_shared(const std::vector<Span>& body, const DictMark& mark) {
+  if (lane_ != Lane::kShared) return false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (error_ || closing_) return false;  // push says which
+  }
+  try {
+    if (!shared_->try_send(body, mark)) return false;
+  } catch (const Error& e) {
+    fail(e);
+    throw;
+  }
+  if (shared_->take_nudge()) wake();
+  return true;
+}
+
 void Sender::push(Outgoing item) {
+  if (send_now(item)) return;
   {
     const std::lock_guard lock(mutex_);
     if (error_ || closing_) {
+      leave_flight(item, stats_);
       budget_.release(item.held_bytes, 1);
       throw error_ ? *error_ : closed_error();
     }
-    soonest_ = soonest_.sooner(item.deadline);
-    queue_.push_back(std::move(item));
+    if (item.kind == wire::Kind::kDict && lane_ == Lane::kShared) {
+      shared_->push(std::move(item));
+    } else {
+      soonest_ = soonest_.sooner(item.deadline);
+      queue_.push_back(std::move(item));
+    }
   }
-  wake_.signal();
+  wake();
 }
 
 bool Sender::relay(Outgoing item) {
+  item.relayed = true;
+  if (send_now(item)) return true;
   {
     const std::lock_guard lock(mutex_);
     if (error_ || closing_ || relays_ >= kMaxRelays) {
       budget_.release(item.held_bytes, 1);
       return false;
     }
-    item.relayed = true;
     ++relays_;
     queue_.push_back(std::move(item));
   }
-  wake_.signal();
+  wake();
   return true;
+}
+
+// One hand-over less: the caller's thread gives the message to ZeroMQ when nothing is in front of it.
+bool Sender::send_now(Outgoing& item) {
+  if (item.kind == wire::Kind::kDict && lane_ != Lane::kSocket) return false;
+  const std::unique_lock stream(stream_mutex_, std::try_to_lock);
+  if (!stream) return false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (error_ || closing_ || !queue_.empty()) return false;
+  }
+  if (!stream_.send_now(item)) return false;
+  if (!stream_.is_free()) wake_.signal();  // ZeroMQ's queue is full: the sender thread waits for it
+  return true;
+}
+
+void Sender::wake() {
+  wake_.signal();
+  if (waits_for_room_) shared_->wake();
 }
 
 bool Sender::wait_peer(const Deadline& deadline) {
   std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, deadline.at(), [&] { return connected_ || error_; });
+  changed_.wait_until(lock, deadline.at(), [&] { return (connected_ && lane_ != Lane::kUndecided) || error_; });
   if (error_) throw *error_;
-  return connected_;
+  return connected_ && lane_ != Lane::kUndecided;
 }
 
 bool Sender::peer_connected() const {
   const std::lock_guard lock(mutex_);
   return connected_;
 }
+
+std::string Sender::lane_reason() const {
+  const std::lock_guard lock(mutex_);
+  return lane_reason_;
+}
+
+std::string Sender::held_text() const { return lane_ == Lane::kShared ? shared_->held_text() : ""; }
 
 std::optional<Error> Sender::error() const {
   const std::lock_guard lock(mutex_);
@@ -113,7 +153,7 @@ void Sender::fail(const Error& error) {
     const std::lock_guard lock(mutex_);
     if (!error_) error_ = error;
   }
-  wake_.signal();
+  wake();
 }
 
 void Sender::close(const Deadline& linger) {
@@ -122,7 +162,7 @@ void Sender::close(const Deadline& linger) {
     if (!closing_) linger_ = linger;
     closing_ = true;
   }
-  wake_.signal();
+  wake();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -143,62 +183,107 @@ void Sender::run() noexcept {
 
 bool Sender::turn() {
   wake_.drain();  // first: what is signalled later is seen by this round or wakes the next
-  watch_peer();
-  const Progress progress = send_ready();
+  const bool shared_idle = pump_shared();
+  std::unique_lock stream(stream_mutex_);
+  stream_.watch_peer();
+  note_peer();
+  choose_lane();
+  const Stream::Progress progress = stream_.send_ready([this](bool only_control) { return next_item(only_control); });
   const bool removed = expire();  // after sending: even a deadline of zero gets one attempt
   if (finished()) return false;
   if (removed) return true;
-  if (progress == Progress::kIdle && may_say_bye()) {
-    build_plain(wire::Kind::kBye);
+  if (progress == Stream::Progress::kIdle && may_say_bye()) {
+    stream_.say_bye();
     return true;
   }
-  wait(progress);
+  stream.unlock();
+  wait(progress, shared_idle);
   return true;
 }
 
-bool Sender::may_say_bye() {
-  const std::lock_guard lock(mutex_);
-  return closing_ && queue_.empty() && !bye_sent_;
-}
-
-bool Sender::finished() {
-  const std::lock_guard lock(mutex_);
-  if (error_) throw *error_;
-  if (!closing_) return false;
-  // The receiver hangs up when it has read the goodbye: then everything has arrived. ZeroMQ's own linger knows less,
-  // and lasts its full time when the peer leaves at the same moment.
-  return (bye_sent_ && watch_.lost()) || !connected_ || linger_.expired();
-}
-
-void Sender::watch_peer() {
-  watch_.read_events();
-  if (watch_.lost() && !bye_sent_) {
-    throw Error(Code::kPeerLost, "send", options_.next + " (receiver on " + bound_ + ") closed its connection or died");
-  }
-  if (watch_.crowded()) {
-    throw Error(Code::kConnect, "send",
-                "a second receiver connected to " + bound_ + ", which would split the stream; give each link its own " +
-                    (is_local(bound_) ? "path" : "port"));
-  }
-  if (!watch_.connected()) return;
+void Sender::note_peer() {
+  if (!stream_.connected()) return;
   const std::lock_guard lock(mutex_);
   if (connected_) return;
   connected_ = true;
   changed_.notify_all();
 }
 
+void Sender::choose_lane() {
+  if (lane_ != Lane::kUndecided) return;
+  switch (shared_->writer().state()) {
+    case wire::SegmentState::kAccepted: return settle(Lane::kShared, "");
+    case wire::SegmentState::kRefused: return settle(Lane::kSocket, "the receiver was told to use the socket");
+    default: break;
+  }
+  if (!is_settling()) return;
+  const double patience = options_.lane == LaneChoice::kShared ? options_.handshake_s
+                          : stream_.peer_is_local()            ? kSettleLocal_s
+                                                               : kSettleRemote_s;
+  if (settle_.is_never()) settle_ = Deadline::after(patience);
+  if (!settle_.expired() || !shared_->writer().withdraw()) return;
+  settle(Lane::kSocket, "the receiver did not open the segment within " + seconds_text(patience) +
+                            ": it is on another host, in another container or another user's");
+}
+
+// The receiver has the offer, or will in a moment.
+bool Sender::is_settling() const {
+  return lane_ == Lane::kUndecided && stream_.connected() && stream_.hello_sent();
+}
+
+// What waited for the decision goes first.
+void Sender::settle(Lane lane, const std::string& reason) {
+  shared_->writer().settled();
+  if (lane == Lane::kSocket && options_.lane == LaneChoice::kShared) {
+    throw Error(Code::kSharedMemory, "send", "lane shm was asked for: " + reason);
+  }
+  const std::lock_guard lock(mutex_);
+  if (lane == Lane::kShared) {
+    std::deque<Outgoing> rest;
+    for (Outgoing& item : queue_) {
+      if (item.kind == wire::Kind::kDict) {
+        shared_->push(std::move(item));
+      } else {
+        rest.push_back(std::move(item));
+      }
+    }
+    queue_ = std::move(rest);
+    wake_.signal();
+  }
+  lane_reason_ = reason;
+  lane_ = lane;
+  changed_.notify_all();
+}
+
+bool Sender::pump_shared() {
+  if (lane_ != Lane::kShared) return true;
+  const bool idle = shared_->pump();
+  if (shared_->take_nudge()) {
+    const std::lock_guard stream(stream_mutex_);
+    stream_.nudge();
+  }
+  return idle;
+}
+
+// Between the chunks of a dict only control messages may pass, and only those in front of the next dict.
+std::optional<Outgoing> Sender::next_item(bool only_control) {
+  const std::lock_guard lock(mutex_);
+  const auto allowed = [&](const Outgoing& item) {
+    return item.kind == wire::Kind::kControl || (!only_control && lane_ != Lane::kUndecided);
+  };
+  auto found = queue_.begin();
+  // Before the lane is decided dicts wait, and control messages pass them.
+  if (lane_ == Lane::kUndecided) found = std::find_if(queue_.begin(), queue_.end(), allowed);
+  if (found == queue_.end() || !allowed(*found)) return std::nullopt;
+  Outgoing item = std::move(*found);
+  queue_.erase(found);
+  if (item.relayed) --relays_;
+  return item;
+}
+
 bool Sender::expire() {
-  bool removed = false;
-  if (current_ && current_->item.deadline.expired()) {
-    cancel_current();
-    removed = true;
-  }
-  if (pending_ && pending_->item && pending_->item->deadline.expired()) {
-    Outgoing item = std::move(*pending_->item);
-    pending_.reset();  // its sequence number was not used
-    drop_expired(std::move(item));
-    removed = true;
-  }
+  bool removed = stream_.expire();
+  if (lane_ == Lane::kShared) removed |= shared_->expire();
   std::deque<Outgoing> late;
   {
     const std::lock_guard lock(mutex_);
@@ -212,176 +297,48 @@ bool Sender::expire() {
     }
     queue_ = std::move(keep);
   }
-  for (Outgoing& item : late) drop_expired(std::move(item));
+  for (Outgoing& item : late) stream_.drop_expired(std::move(item));
   return removed || !late.empty();
 }
 
-// The receiver forgets the half it has. From here on nothing reads the source any more.
-void Sender::cancel_current() {
-  if (pending_ && pending_->head.kind == wire::Kind::kChunk) pending_.reset();  // its sequence number was not used
-  const Outgoing& item = current_->item;
-  cancel_ = wire::Head{.kind = wire::Kind::kCancel, .epoch = item.epoch, .tag = item.tag};
-  budget_.release(item.held_bytes, 1);
-  item.ticket->fail(Error(Code::kSendTimeout, "send",
-                          options_.next + " (receiver on " + bound_ + ") took " + std::to_string(current_->offset) +
-                              " of " + std::to_string(item.total) +
-                              " bytes of a dict before its deadline; the dict was cancelled, the link goes on"));
-  current_.reset();
-}
-
-// A ticket hears of it. A control message has none: losing it silently would be worse than losing the link.
-void Sender::drop_expired(Outgoing item) {
-  budget_.release(item.held_bytes, 1);
-  const bool never_came = !watch_.connected();
-  const Error error(never_came ? Code::kConnectTimeout : Code::kSendTimeout, "send",
-                    never_came ? "no receiver connected to " + bound_ + " in time; is " + options_.next + " running?"
-                               : options_.next + " (receiver on " + bound_ + ") took nothing until the deadline");
-  if (!item.ticket) throw error;
-  item.ticket->fail(error);
-}
-
-Sender::Progress Sender::send_ready() {
-  for (int i = 0; i < kMessagesPerTurn; ++i) {
-    if (!pending_) {
-      const Progress built = build_next();
-      if (built != Progress::kMore) return built;
-    }
-    if (!socket_.try_send(pending_->frame)) return Progress::kBlocked;
-    on_sent();
-  }
-  return Progress::kMore;
-}
-
-Sender::Progress Sender::build_next() {
-  if (bye_sent_) return Progress::kIdle;
-  if (!hello_sent_) {
-    build_hello();
-    return Progress::kMore;
-  }
-  if (cancel_) {
-    stage(*std::exchange(cancel_, std::nullopt), net::Message(wire::kHeadSize));
-    return Progress::kMore;
-  }
-  if (std::optional<Outgoing> item = next_item()) {
-    build_item(std::move(*item));
-    return Progress::kMore;
-  }
-  if (current_) return build_chunk() ? Progress::kMore : Progress::kNoChunk;
-  if (watch_.connected() && next_beat_.expired()) {
-    build_plain(wire::Kind::kBeat);
-    return Progress::kMore;
-  }
-  return Progress::kIdle;
-}
-
-// Between the chunks of a dict only control messages may pass, and only those in front of the next dict.
-std::optional<Outgoing> Sender::next_item() {
+bool Sender::may_say_bye() {
   const std::lock_guard lock(mutex_);
-  if (queue_.empty()) return std::nullopt;
-  if (current_ && queue_.front().kind != wire::Kind::kControl) return std::nullopt;
-  Outgoing item = std::move(queue_.front());
-  queue_.pop_front();
-  if (item.relayed) --relays_;
-  return item;
+  return closing_ && queue_.empty() && !stream_.bye_sent() && (lane_ != Lane::kShared || shared_->idle());
 }
 
-void Sender::build_hello() {
-  const std::string text = wire::write_hello({options_.rank, options_.world_size, options_.name});
-  net::Message frame(wire::kHeadSize + text.size());
-  std::memcpy(body_of(frame), text.data(), text.size());
-  stage({.kind = wire::Kind::kHello}, std::move(frame));
+bool Sender::finished() {
+  const std::lock_guard lock(mutex_);
+  if (error_) throw *error_;
+  if (!closing_) return false;
+  // The receiver hangs up when it has read the goodbye: then everything has arrived. ZeroMQ's own linger knows less,
+  // and lasts its full time when the peer leaves at the same moment.
+  return (stream_.bye_sent() && stream_.peer_lost()) || !connected_ || linger_.expired();
 }
 
-void Sender::build_plain(wire::Kind kind) { stage({.kind = kind}, net::Message(wire::kHeadSize)); }
-
-void Sender::build_item(Outgoing item) {
-  const wire::Head head{.kind = item.kind, .route = item.route, .flags = item.flags, .epoch = item.epoch,
-                        .tag = item.tag, .total = item.total};
-  stage(head, std::move(item.frame));
-  pending_->item = std::move(item);
-}
-
-bool Sender::build_chunk() {
-  memory::Chunk chunk = pool_.try_acquire();
-  if (!chunk) return false;
-  const std::uint64_t left = current_->item.total - current_->offset;
-  const std::size_t size = std::min<std::uint64_t>(left, options_.chunk_bytes);
-  add(stats_.copies_out, current_->reader.copy_next(chunk.bytes() + wire::kHeadSize, size));
-  const auto [pool, bytes] = chunk.release();
-  const wire::Head head{.kind = wire::Kind::kChunk, .epoch = current_->item.epoch, .tag = current_->item.tag,
-                        .offset = current_->offset, .total = current_->item.total};
-  stage(head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool));
-  if (size == left) {
-    current_->item.ticket->mark_copied();
-    current_->item.deadline = Deadline::never();
-    budget_.release(std::exchange(current_->item.held_bytes, 0), 0);
-  }
-  return true;
-}
-
-void Sender::stage(const wire::Head& head, net::Message frame) {
-  Pending& next = pending_.emplace();
-  next.head = head;
-  next.head.session = session_;
-  next.head.sequence = sequence_;
-  next.head.body_size = static_cast<std::uint32_t>(body_size(frame));
-  next.frame = std::move(frame);
-  wire::write_head(next.head, next.frame.bytes());
-}
-
-void Sender::on_sent() {
-  Pending sent = std::move(*pending_);
-  pending_.reset();
-  ++sequence_;
-  if (options_.heartbeat_s > 0) next_beat_ = Deadline::after(options_.heartbeat_s);
-  add(stats_.messages_sent);
-  add(stats_.bytes_sent, wire::kHeadSize + sent.head.body_size);
-  switch (sent.head.kind) {
-    case wire::Kind::kHello: hello_sent_ = true; return;
-    case wire::Kind::kBye: bye_sent_ = true; return;
-    case wire::Kind::kBeat: return;
-    case wire::Kind::kCancel: add(stats_.cancelled); return;
-    case wire::Kind::kControl:
-      add(stats_.control_sent);
-      if (sent.item->relayed) add(stats_.relayed);
-      budget_.release(sent.item->held_bytes, 1);
-      return;
-    case wire::Kind::kDict:
-      if (!sent.item->payload.empty()) {
-        current_.emplace(std::move(*sent.item));
-        return;
-      }
-      add(stats_.dicts_sent);
-      sent.item->ticket->mark_sent();
-      budget_.release(sent.item->held_bytes, 1);
-      return;
-    case wire::Kind::kChunk:
-      add(stats_.chunks_sent);
-      current_->offset += sent.head.body_size;
-      if (current_->offset < current_->item.total) return;
-      add(stats_.dicts_sent);
-      current_->item.ticket->mark_sent();
-      budget_.release(0, 1);
-      current_.reset();
-      return;
-  }
-}
-
-void Sender::wait(Progress progress) {
-  if (progress == Progress::kMore) return;
-  Deadline until = Deadline::never();
+void Sender::wait(Stream::Progress progress, bool shared_idle) {
+  if (progress == Stream::Progress::kMore) return;
+  Deadline until = stream_.wait_until(progress);
   {
     const std::lock_guard lock(mutex_);
-    until = soonest_;
+    until = until.sooner(soonest_);
     if (closing_) until = until.sooner(linger_);
   }
-  if (current_) until = until.sooner(current_->item.deadline);
-  if (pending_ && pending_->item) until = until.sooner(pending_->item->deadline);
-  if (progress == Progress::kIdle && watch_.connected()) until = until.sooner(next_beat_);
+  if (!shared_idle) {
+    // Not in the poll: whoever wakes this thread also rings here.
+    const std::uint64_t start = now_ns();
+    const std::uint32_t seen = shared_->room();
+    waits_for_room_ = true;
+    const Deadline slice = until.sooner(shared_->soonest()).sooner(Deadline::after(kRoomSlice_s));
+    if (!wake_.is_signalled()) shared_->wait_room(seen, slice);
+    waits_for_room_ = false;
+    return add(stats_.send_wait_ns, now_ns() - start);
+  }
   net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
-                            {watch_.raw(), 0, net::kPollIn, 0},
-                            {socket_.raw(), 0, net::kPollOut, 0}};
-  net::poll(items, progress == Progress::kBlocked ? 3 : 2, until.remaining_ms());
+                            {stream_.monitor(), 0, net::kPollIn, 0},
+                            {stream_.socket(), 0, net::kPollOut, 0}};
+  const long left_ms = until.remaining_ms();
+  const long timeout_ms = is_settling() ? std::min(left_ms, kSettlePoll_ms) : left_ms;
+  net::poll(items, progress == Stream::Progress::kBlocked ? 3 : 2, timeout_ms);
 }
 
 void Sender::shut_down(const std::optional<Error>& error) noexcept {
@@ -397,21 +354,19 @@ void Sender::shut_down(const std::optional<Error>& error) noexcept {
     changed_.notify_all();
   }
   budget_.fail(reason);
-  if (current_) {
-    current_->item.ticket->fail(reason);
-    budget_.release(current_->item.held_bytes, 1);
+  if (shared_) {
+    shared_->fail(reason);
+    shared_->writer().settled();
   }
-  if (pending_ && pending_->item) left.push_back(std::move(*pending_->item));
   for (Outgoing& item : left) {
+    leave_flight(item, stats_);
     if (item.ticket) item.ticket->fail(reason);
     budget_.release(item.held_bytes, 1);
   }
   left.clear();
-  pending_.reset();
-  current_.reset();
-  watch_.close();
-  file_->remove();  // before the socket closes, so that no successor can be there yet
-  socket_.close();
+  const std::lock_guard stream(stream_mutex_);
+  stream_.fail(reason);
+  stream_.close();
 }
 
 }  // namespace zmqpp::engine

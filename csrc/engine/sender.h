@@ -1,18 +1,22 @@
-// The sending half of a link: one thread that owns the PUSH socket the next place connects to.
+// The sending half of a link: what waits to be sent, and the thread that sends what callers could not send themselves.
 //
-// Owns: socket, watch, chunk pool, queue, thread.
-// Blocks? push waits for room under its deadline; wait_peer; close waits for the flush and the thread. relay never.
-// Thread: public calls from any thread; the private part runs on the sender thread only, and never touches Python.
+// Owns: the stream (the PUSH socket the next place connects to), the shared lane, the queue, the thread.
+// Blocks? wait_peer; close, for the flush and the thread. push, try_shared and relay never.
+// Thread: public calls from any thread; the private part below the mark runs on the sender thread, and never touches
+//   Python. `stream_mutex_` is held by whoever uses the stream; callers only try it.
 // Errors: the first one sticks: every queued ticket, waiter and later call gets it.
-// Order: items leave in the order they were pushed, except that control messages may pass between the chunks of
-//   the dict in front of them.
+// Order: items leave in the order they were pushed, except that control messages may pass between the chunks of the
+//   dict in front of them, and that dicts on the shared lane have an order of their own.
+// Lane: decided once, after the receiver came; dicts pushed before wait for it.
 // Deadlines: a dict whose deadline passes is removed, or cancelled when some of it is on its way already; its ticket
 //   fails, the link goes on. A dict that was reported copied has no deadline any more: nobody would hear of the loss.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -22,11 +26,10 @@
 #include "engine/budget.h"
 #include "engine/options.h"
 #include "engine/outgoing.h"
+#include "engine/shared_lane.h"
 #include "engine/stats.h"
+#include "engine/stream.h"
 #include "memory/pool.h"
-#include "net/peer_watch.h"
-#include "net/socket.h"
-#include "net/socket_file.h"
 
 namespace zmqpp::engine {
 
@@ -37,63 +40,50 @@ class Sender {
   Sender(const Sender&) = delete;
   Sender& operator=(const Sender&) = delete;
 
-  const std::string& bound() const { return bound_; }
+  const std::string& bound() const { return stream_.bound(); }
 
+  // The whole dict into the shared segment, on this thread. False: push it.
+  bool try_shared(const std::vector<Span>& body, const DictMark& mark);
   void push(Outgoing item);   // the caller acquired its budget
   bool relay(Outgoing item);  // false: kMaxRelays are waiting, or this half has failed
-  bool wait_peer(const Deadline& deadline);  // false: the deadline passed
+  bool wait_peer(const Deadline& deadline);  // and for the choice of its lane. false: the deadline passed
   bool peer_connected() const;
+  Lane lane() const { return lane_; }
+  std::string lane_reason() const;  // why not the shared one
+  std::string held_text() const;    // what of the shared segment is in use; empty on the other lane
   std::optional<Error> error() const;
   void fail(const Error& error);
   void close(const Deadline& linger);
 
  private:
-  // A message built and not yet taken by ZeroMQ.
-  struct Pending {
-    wire::Head head;
-    net::Message frame;
-    std::optional<Outgoing> item;  // the item this message starts; empty for hello, chunk, beat, bye, cancel
-  };
-  // A dict whose chunks are on their way.
-  struct Current {
-    Outgoing item;
-    PayloadReader reader;
-    std::uint64_t offset = 0;
-    explicit Current(Outgoing from) : item(std::move(from)), reader(item.payload) {}
-    Current(const Current&) = delete;  // `reader` points into `item`
-  };
-  enum class Progress { kIdle, kMore, kBlocked, kNoChunk };
+  bool send_now(Outgoing& item);
+  void wake();
+  void open_shared();
 
+  // ---- sender thread
   void run() noexcept;
-  bool turn();               // one round of the loop; false: finished
-  void watch_peer();
-  bool expire();             // true: something was removed, so that there may be something else to do
-  void cancel_current();
-  void drop_expired(Outgoing item);
-  Progress send_ready();
-  Progress build_next();     // kMore: pending_ is filled
-  void build_hello();
-  void build_item(Outgoing item);
-  bool build_chunk();
-  void build_plain(wire::Kind kind);
-  void stage(const wire::Head& head, net::Message frame);
-  std::optional<Outgoing> next_item();
-  void on_sent();
+  bool turn();  // one round of the loop; false: finished
+  void note_peer();
+  void choose_lane();
+  bool is_settling() const;
+  void settle(Lane lane, const std::string& reason);
+  bool pump_shared();  // true: nothing waits for room
+  bool expire();
+  std::optional<Outgoing> next_item(bool only_control);
   bool finished();
   bool may_say_bye();
-  void wait(Progress progress);
+  void wait(Stream::Progress progress, bool shared_idle);
   void shut_down(const std::optional<Error>& error) noexcept;
 
   const Options options_;
   Budget& budget_;
   Event& wake_;
-  memory::Pool& pool_;
   Stats& stats_;
-  const std::uint64_t session_;
-  std::string bound_;
-  net::Socket socket_;
-  net::PeerWatch watch_;
-  std::optional<net::SocketFile> file_;
+  std::mutex stream_mutex_;
+  Stream stream_;
+  std::unique_ptr<SharedLane> shared_;  // stays until the sender dies, whatever lane was chosen
+  std::atomic<Lane> lane_{Lane::kUndecided};
+  std::atomic<bool> waits_for_room_{false};  // the sender thread sleeps on the segment, not in its poll
 
   mutable std::mutex mutex_;  // guards the following
   std::condition_variable changed_;
@@ -101,17 +91,12 @@ class Sender {
   std::size_t relays_ = 0;
   Deadline soonest_ = Deadline::never();  // of the queue; may be earlier than any that is left
   std::optional<Error> error_;
+  std::string lane_reason_;
   bool connected_ = false;
   bool closing_ = false;
   Deadline linger_ = Deadline::never();
 
-  std::optional<Pending> pending_;  // sender thread only, from here on
-  std::optional<Current> current_;
-  std::optional<wire::Head> cancel_;  // of a dict cut off by its deadline; goes in front of everything else
-  std::uint64_t sequence_ = 0;
-  bool hello_sent_ = false;
-  bool bye_sent_ = false;
-  Deadline next_beat_ = Deadline::never();
+  Deadline settle_ = Deadline::never();  // sender thread only
   std::thread thread_;  // last: starts when everything above is there
 };
 

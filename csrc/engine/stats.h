@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "engine/histogram.h"
+
 namespace zmqpp::engine {
 
 struct Stats {
@@ -25,7 +27,19 @@ struct Stats {
   Count relayed{0};
   Count stale{0};       // dropped: of an older epoch
   Count cancelled{0};   // dicts given up half-way, by this sender or by the one it receives from
+  Count allocations{0};   // of payload memory from the system, by this link's sending half
+  Count doorbells{0};     // sleepers woken in the other process
+  Count in_flight{0};     // dicts accepted and not yet copied
+  Count held_bytes{0};    // of the peer's segment, in tensors that are still in use
+  Count send_wait_ns{0};  // for room: in the queue, the pool or the segment
+  Count peer_wait_ns{0};  // for something to arrive
+  Histogram send_ns;      // from a dict's acceptance until its source may be overwritten
+  Histogram receive_ns;   // socket: from a dict's first message to its last; shared: from publishing to taking
 };
+
+inline void subtract(Stats::Count& counter, std::uint64_t amount = 1) {
+  counter.fetch_sub(amount, std::memory_order_relaxed);
+}
 
 inline void add(Stats::Count& counter, std::uint64_t amount = 1) {
   counter.fetch_add(amount, std::memory_order_relaxed);

@@ -10,14 +10,18 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "base/deadline.h"
 #include "base/error.h"
+#include "engine/notice.h"
 
 namespace zmqpp::engine {
 
 class SendTicket {
  public:
+  explicit SendTicket(std::shared_ptr<Notice> notice) : notice_(std::move(notice)) {}
+
   void mark_copied() { advance(true, false); }
   void mark_sent() { advance(true, true); }
 
@@ -26,6 +30,7 @@ class SendTicket {
     if (!sent_ && !error_) error_ = error;
     settled_ = true;
     changed_.notify_all();
+    notice_->tell();
   }
 
   bool is_copied() const { return read(copied_); }
@@ -42,6 +47,7 @@ class SendTicket {
     sent_ |= sent;
     settled_ = true;
     changed_.notify_all();
+    notice_->tell();
   }
 
   bool read(const bool& flag) const {
@@ -62,6 +68,7 @@ class SendTicket {
     return false;
   }
 
+  const std::shared_ptr<Notice> notice_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool copied_ = false;

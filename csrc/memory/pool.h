@@ -56,6 +56,7 @@ class Pool {
   void give_back(std::uint8_t* bytes) noexcept;
 
   std::size_t chunk_bytes() const { return chunk_bytes_; }
+  std::size_t count() const { return slab_bytes_ / chunk_bytes_; }
   std::size_t free_count() const;
 
  private:

@@ -2,12 +2,13 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/align.h"
@@ -16,11 +17,21 @@
 namespace zmqpp::memory {
 namespace {
 
-constexpr std::size_t kMappedFrom = 64u << 10;     // below, malloc reuses memory well by itself
-constexpr std::size_t kCacheLimit = 256u << 20;    // one receive limit's worth
+constexpr std::size_t kMappedFrom = 64u << 10;     // larger ones are mapped, smaller ones come from malloc
+constexpr std::size_t kSmallest = 256;
+constexpr std::size_t kCacheLimit = 512u << 20;
+std::atomic<std::uint64_t> allocations{0};
 
 [[noreturn]] void no_memory(std::size_t size) {
   throw Error(Code::kResource, "receive", "no memory for a dict of " + std::to_string(size) + " bytes");
+}
+
+void to_system(std::uint8_t* bytes, std::size_t capacity) {
+  if (capacity > kMappedFrom) {
+    ::munmap(bytes, capacity);
+  } else {
+    std::free(bytes);
+  }
 }
 
 class Cache {
@@ -46,7 +57,7 @@ class Cache {
   void drop() {
     const std::lock_guard lock(mutex_);
     for (auto& [capacity, blocks] : free_) {
-      for (std::uint8_t* bytes : blocks) ::munmap(bytes, capacity);
+      for (std::uint8_t* bytes : blocks) to_system(bytes, capacity);
     }
     free_.clear();
     held_ = 0;
@@ -69,8 +80,13 @@ Cache& cache() {
   return *instance;
 }
 
-std::uint8_t* map(std::size_t capacity) {
-  if (std::uint8_t* cached = cache().take(capacity)) return cached;
+std::uint8_t* from_system(std::size_t capacity) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  if (capacity <= kMappedFrom) {
+    auto* bytes = static_cast<std::uint8_t*>(std::aligned_alloc(kAlign, capacity));
+    if (bytes == nullptr) no_memory(capacity);
+    return bytes;
+  }
   void* bytes = ::mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (bytes == MAP_FAILED) no_memory(capacity);
   return static_cast<std::uint8_t*>(bytes);
@@ -80,31 +96,36 @@ std::uint8_t* map(std::size_t capacity) {
 
 // Four classes per power of two: at most a quarter is wasted, and untouched pages cost nothing.
 std::size_t size_class(std::size_t size) {
-  if (size <= kMappedFrom) return align_up(std::max<std::size_t>(size, 1));
+  if (size <= kSmallest) return kSmallest;
   const std::size_t step = std::bit_floor(size - 1) / 4;
   return (size + step - 1) / step * step;
 }
 
+ReceiveBlock::ReceiveBlock(std::uint8_t* bytes, std::size_t size, std::size_t capacity, std::shared_ptr<Lender> lender,
+                           std::uint64_t lease)
+    : bytes_(bytes), size_(size), capacity_(capacity), lender_(std::move(lender)), lease_(lease) {}
+
 std::shared_ptr<ReceiveBlock> ReceiveBlock::make(std::size_t size) {
   const std::size_t capacity = size_class(size);
-  std::uint8_t* bytes = nullptr;
-  if (capacity > kMappedFrom) {
-    bytes = map(capacity);
-  } else {
-    bytes = static_cast<std::uint8_t*>(std::aligned_alloc(kAlign, capacity));
-    if (bytes == nullptr) no_memory(size);
-  }
-  return std::shared_ptr<ReceiveBlock>(new ReceiveBlock(bytes, size, capacity));
+  std::uint8_t* bytes = cache().take(capacity);
+  if (bytes == nullptr) bytes = from_system(capacity);
+  return std::make_shared<ReceiveBlock>(bytes, size, capacity);
+}
+
+std::shared_ptr<ReceiveBlock> ReceiveBlock::lent(std::shared_ptr<Lender> lender, std::uint64_t lease,
+                                                 std::uint8_t* bytes, std::size_t size) {
+  return std::make_shared<ReceiveBlock>(bytes, size, size, std::move(lender), lease);
 }
 
 ReceiveBlock::~ReceiveBlock() {
-  if (capacity_ <= kMappedFrom) {
-    std::free(bytes_);
+  if (lender_) {
+    lender_->take_back(lease_, size_);
   } else if (!cache().keep(bytes_, capacity_)) {
-    ::munmap(bytes_, capacity_);
+    to_system(bytes_, capacity_);
   }
 }
 
+std::uint64_t receive_allocations() { return allocations.load(std::memory_order_relaxed); }
 std::size_t cached_receive_bytes() { return cache().held(); }
 void drop_cached_receive_blocks() { cache().drop(); }
 

@@ -1,5 +1,10 @@
 #include "net/peer_watch.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -11,6 +16,16 @@ constexpr int kWatchedEvents = kConnected | kConnectRetried | kAccepted | kDisco
                                kHandshakeSucceeded | kHandshakeFailedProtocol | kHandshakeFailedAuth;
 
 constexpr const char* kStranger = "what answers there does not speak ZeroMQ's protocol";
+
+std::string host_of(const sockaddr_storage& address) {
+  char text[INET6_ADDRSTRLEN] = "";
+  if (address.ss_family == AF_INET) {
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(address).sin_addr, text, sizeof text);
+  } else if (address.ss_family == AF_INET6) {
+    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, text, sizeof text);
+  }
+  return text;
+}
 
 // Contexts are separate per link, but the name must be unique within one.
 std::string next_name() {
@@ -100,6 +115,19 @@ void PeerWatch::on_disconnected(int fd) {
   } else {
     suspect_ = true;
   }
+}
+
+// Both ends of a connection that stays on this host have the same address, or no address at all. The descriptor is
+// libzmq's and may be closed at any moment: then the answer is of no use to anybody either.
+bool PeerWatch::peer_is_local() const {
+  return std::any_of(candidates_.begin(), candidates_.end(), [](int fd) {
+    sockaddr_storage here{}, there{};
+    socklen_t here_size = sizeof here, there_size = sizeof there;
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&here), &here_size) != 0) return false;
+    if (here.ss_family == AF_UNIX) return true;
+    if (::getpeername(fd, reinterpret_cast<sockaddr*>(&there), &there_size) != 0) return false;
+    return host_of(here) == host_of(there);
+  });
 }
 
 // libzmq rejects a peer that is not ZMTP 3 without a failure event. If that one was accepted before the real peer's

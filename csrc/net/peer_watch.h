@@ -29,6 +29,7 @@ class PeerWatch {
   bool lost() const { return lost_; }          // was connected, and no longer is; stays so
   bool crowded() const { return crowded_; }    // a second peer completed a handshake
   bool stalled() const { return stalled_; }    // a connecting socket was refused, and libzmq does not try again
+  bool peer_is_local() const;                  // by its address; false as well when that cannot be told
   const std::string& last_refusal() const { return last_refusal_; }  // why the latest attempt failed, or empty
   void* raw() const { return pair_.raw(); }
   void close() noexcept;

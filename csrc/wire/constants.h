@@ -9,7 +9,7 @@
 namespace zmqpp::wire {
 
 inline constexpr char kMagic[4] = {'Z', 'M', 'Q', 'P'};
-inline constexpr std::uint16_t kVersion = 1;
+inline constexpr std::uint16_t kVersion = 2;
 inline constexpr std::size_t kHeadSize = 64;
 
 enum class Kind : std::uint8_t {
@@ -20,13 +20,15 @@ enum class Kind : std::uint8_t {
   kBye = 5,      // clean close, nothing follows
   kBeat = 6,     // sign of life of an idle sender
   kCancel = 7,   // the rest of the latest dict's payload will not come: forget the dict
+  kNudge = 8,    // there is something in the shared segment
 };
 
 enum class Route : std::uint8_t { kLink = 0, kRequest = 1, kReply = 2, kNotice = 3 };
 
-inline constexpr std::uint32_t kFlagInline = 1;  // kDict: the payload follows the manifest in this message
+inline constexpr std::uint32_t kFlagInline = 1;   // kDict: the payload follows the manifest in this message
+inline constexpr std::uint32_t kFlagChecked = 2;  // the checksum field holds the crc32c of all the rest of the message
 
-inline constexpr std::size_t kMaxHelloBytes = 1024;                  // a name, two numbers
+inline constexpr std::size_t kMaxHelloBytes = 1024;                  // names and numbers
 inline constexpr std::size_t kMaxManifestBytes = 16u << 20;          // about 200 000 tensors
 inline constexpr std::size_t kMaxInlineBytes = 1u << 20;             // above, chunks always win
 inline constexpr std::size_t kMaxChunkBytes = 16u << 20;             // what a receiver must be ready to hold at once

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/align.h"
+#include "base/crc32c.h"
 #include "base/error.h"
 
 namespace zmqpp::wire {
@@ -62,9 +63,22 @@ void check_magic_and_version(const std::uint8_t* in) {
                   std::to_string(kVersion) + "; install the same zmqpp release on both");
 }
 
+// Everything but the checksum itself, which is the head's last field.
+std::uint32_t checksum_of(const std::uint8_t* frame, std::size_t size) {
+  return crc32c(crc32c(0, frame, kAtChecksum), frame + kHeadSize, size - kHeadSize);
+}
+
+void check_sum(std::uint32_t flags, const std::uint8_t* frame, std::size_t size) {
+  const auto announced = get<std::uint32_t>(frame, kAtChecksum);
+  if ((flags & kFlagChecked) == 0) return require(announced == 0, "a checksum without its flag", announced);
+  if (announced == checksum_of(frame, size)) return;
+  throw Error(Code::kChecksum, "receive",
+              "the checksum of a message of " + std::to_string(size) + " bytes does not match: it changed on its way");
+}
+
 void check_dict(const Head& head, const Limits& limits) {
   require(head.offset == 0, "a dict must start at offset 0", head.offset);
-  require((head.flags & ~kFlagInline) == 0, "unknown flags on a dict", head.flags);
+  require((head.flags & ~(kFlagInline | kFlagChecked)) == 0, "unknown flags on a dict", head.flags);
   require_at_most("dict payload", head.total, limits.max_dict_bytes);
   const bool inline_payload = (head.flags & kFlagInline) != 0;
   if (inline_payload) require_at_most("inline payload", head.total, kMaxInlineBytes);
@@ -72,7 +86,7 @@ void check_dict(const Head& head, const Limits& limits) {
 }
 
 void check_chunk(const Head& head, const Limits& limits) {
-  require(head.flags == 0, "unknown flags on a chunk", head.flags);
+  require((head.flags & ~kFlagChecked) == 0, "unknown flags on a chunk", head.flags);
   require(head.body_size > 0, "a chunk must carry bytes", head.body_size);
   require_at_most("dict payload", head.total, limits.max_dict_bytes);
   require_at_most("chunk", head.body_size, kMaxChunkBytes);
@@ -83,7 +97,7 @@ void check_chunk(const Head& head, const Limits& limits) {
 }
 
 void check_plain(const Head& head, std::size_t limit) {
-  require(head.flags == 0, "unknown flags", head.flags);
+  require((head.flags & ~kFlagChecked) == 0, "unknown flags", head.flags);
   require(head.offset == 0 && head.total == 0, "offset and total belong to dicts", head.offset | head.total);
   require_at_most(kind_name(head.kind), head.body_size, limit);
 }
@@ -96,7 +110,8 @@ void check_kind(const Head& head, const Limits& limits) {
     case Kind::kControl: return check_plain(head, limits.max_control_bytes);
     case Kind::kBye:
     case Kind::kBeat:
-    case Kind::kCancel: return check_plain(head, 0);
+    case Kind::kCancel:
+    case Kind::kNudge: return check_plain(head, 0);
   }
   malformed("unknown message kind " + std::to_string(static_cast<int>(head.kind)));
 }
@@ -120,8 +135,10 @@ void write_head(const Head& head, std::uint8_t* out) {
   put(out, kAtOffset, head.offset);
   put(out, kAtTotal, head.total);
   put(out, kAtBodySize, head.body_size);
-  put(out, kAtChecksum, std::uint32_t{0});  // reserved for crc32c; 0 = none
+  put(out, kAtChecksum, std::uint32_t{0});
 }
+
+void write_checksum(std::uint8_t* frame, std::size_t size) { put(frame, kAtChecksum, checksum_of(frame, size)); }
 
 Head read_head(const void* bytes, std::size_t size, const Limits& limits) {
   if (size < kHeadSize) malformed("a message of " + std::to_string(size) + " bytes, its head alone has 64");
@@ -143,8 +160,7 @@ Head read_head(const void* bytes, std::size_t size, const Limits& limits) {
     malformed("the head announces a body of " + std::to_string(head.body_size) + " bytes, " +
               std::to_string(body_size) + " came");
   }
-  require(get<std::uint32_t>(in, kAtChecksum) == 0, "checksums are not part of version 1",
-          get<std::uint32_t>(in, kAtChecksum));
+  check_sum(head.flags, in, size);
   const auto route = static_cast<unsigned>(head.route);
   require(route == 0 || (head.kind == Kind::kControl && route <= static_cast<unsigned>(Route::kNotice)),
           "unknown route", route);
@@ -161,6 +177,7 @@ const char* kind_name(Kind kind) {
     case Kind::kBye: return "bye";
     case Kind::kBeat: return "beat";
     case Kind::kCancel: return "cancel";
+    case Kind::kNudge: return "nudge";
   }
   return "unknown";
 }

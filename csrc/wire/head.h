@@ -1,7 +1,7 @@
 // The fixed head of every message, in front of its body in the same frame: writer and validating reader.
 //
 // Owns: nothing. Blocks? never. Thread: pure functions.
-// Errors: read_head throws kMalformed or kVersion; it checks one head against the limits. Order between
+// Errors: read_head throws kMalformed, kVersion or kChecksum; it checks one head against the limits. Order between
 // messages (session, sequence, chunk offsets) is checked by engine/assembly.
 #pragma once
 
@@ -38,7 +38,11 @@ using HeadBytes = std::array<std::uint8_t, kHeadSize>;
 
 void write_head(const Head& head, std::uint8_t* out);
 
-// Of the whole frame [bytes, + size), only the head is looked at; the rest must be as long as the head says.
+// Sums up a complete frame, in which write_head has put kFlagChecked.
+void write_checksum(std::uint8_t* frame, std::size_t size);
+
+// Of the whole frame [bytes, + size), only the head is looked at, unless it is checked; the rest must be as long as the
+// head says.
 Head read_head(const void* bytes, std::size_t size, const Limits& limits);
 
 const char* kind_name(Kind kind);

@@ -1,0 +1,41 @@
+// The part of DLPack's ABI that a CPU tensor needs to change hands without a copy.
+// Source: DLPack specification, unversioned DLManagedTensor (github.com/dmlc/dlpack, dlpack.h).
+//
+// Owns: nothing; these are layouts. Blocks? never. Errors: none.
+#pragma once
+
+#include <cstdint>
+
+namespace zmqpp::bind::dlpack {
+
+inline constexpr char kCapsuleName[] = "dltensor";
+inline constexpr std::int32_t kCpu = 1;
+
+struct Device {
+  std::int32_t type;
+  std::int32_t id;
+};
+
+struct DataType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+};
+
+struct Tensor {
+  void* data;
+  Device device;
+  std::int32_t rank;
+  DataType type;
+  std::int64_t* shape;
+  std::int64_t* strides;  // in elements
+  std::uint64_t byte_offset;
+};
+
+struct ManagedTensor {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+};
+
+}  // namespace zmqpp::bind::dlpack

@@ -1,0 +1,229 @@
+#include "engine/ring_reader.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/align.h"
+#include "base/clock.h"
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "memory/copy.h"
+#include "wire/manifest.h"
+
+namespace zmqpp::engine {
+namespace {
+
+constexpr std::size_t kHeldSlots = wire::kSlots / 2;
+
+[[noreturn]] void out_of_order(const char* what) { throw Error(Code::kSequence, "receive", std::string("shared segment: ") + what); }
+
+}  // namespace
+
+RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options,
+                       std::shared_ptr<Stats> stats)
+    : owner_(::getpid()),
+      limits_(options.limits),
+      hold_bytes_(options.shm_hold_bytes > 0 ? options.shm_hold_bytes : hello.segment_bytes / 2),
+      stats_(std::move(stats)),
+      segment_(memory::Segment::open(hello.segment, wire::payload_offset() + hello.segment_bytes)),
+      spin_(options.spin_us) {
+  try {
+    wire::check_segment(head(), segment_.size(), session);
+  } catch (const Error& e) {
+    throw Error(Code::kSharedMemory, "open", e.detail());
+  }
+}
+
+bool RingReader::answer(wire::SegmentState state) {
+  auto offered = static_cast<std::uint32_t>(wire::SegmentState::kOffered);
+  if (!head().state.compare_exchange_strong(offered, static_cast<std::uint32_t>(state))) return false;
+  segment_.unlink_name();  // the sender may be killed before it does so itself
+  return true;
+}
+
+const wire::Entry& RingReader::next_entry() const {
+  const auto* entries = reinterpret_cast<const wire::Entry*>(segment_.bytes() + wire::entries_offset());
+  return entries[taken_.load(std::memory_order_relaxed) % wire::kSlots];
+}
+
+bool RingReader::ready() const {
+  const std::uint64_t taken = taken_.load(std::memory_order_relaxed);
+  return next_entry().number.load(std::memory_order_acquire) == taken + 1;
+}
+
+// ---- taking -----------------------------------------------------------------------------------------------------
+
+std::optional<Dict> RingReader::take() {
+  if (broken_) throw *broken_;
+  try {
+    while (ready()) {
+      const auto view = wire::read_entry(next_entry(), segment_.size() - wire::payload_offset(), limits_);
+      const std::uint64_t taken = taken_.fetch_add(1, std::memory_order_relaxed) + 1;
+      head().taken.store(taken, std::memory_order_relaxed);
+      std::optional<Dict> dict = take_entry(view);
+      if (!dict) continue;
+      const std::uint64_t now = now_ns();
+      if (now > view.sent_ns) stats_->receive_ns.add(now - view.sent_ns);
+      add(stats_->dicts_received);
+      return dict;
+    }
+  } catch (const Error& e) {
+    broken_ = e;
+    throw;
+  }
+  return std::nullopt;
+}
+
+std::optional<Dict> RingReader::take_entry(const wire::EntryView& view) {
+  add(stats_->bytes_received, view.size);
+  switch (view.kind) {
+    case wire::EntryKind::kWhole:
+      if (open_) out_of_order("a dict began before the pieces of the last one were complete");
+      return take_whole(view);
+    case wire::EntryKind::kFirst:
+      if (open_) out_of_order("a dict began before the pieces of the last one were complete");
+      take_first(view);
+      return std::nullopt;
+    case wire::EntryKind::kPiece: return take_piece(view);
+    case wire::EntryKind::kCancel: break;
+  }
+  if (!open_) out_of_order("a cancel came without an incomplete dict");
+  open_.reset();
+  add(stats_->cancelled);
+  release(view.slot);
+  return std::nullopt;
+}
+
+const std::uint8_t* RingReader::body(const wire::EntryView& view) const {
+  return segment_.bytes() + wire::payload_offset() + view.offset;
+}
+
+void RingReader::check_body(const wire::EntryView& view) const {
+  if (!view.checked || crc32c(0, body(view), view.size) == view.checksum) return;
+  throw Error(Code::kChecksum, "receive",
+              "the checksum of " + std::to_string(view.size) + " bytes in the shared segment does not match");
+}
+
+Dict RingReader::take_whole(const wire::EntryView& view) {
+  check_body(view);
+  const std::uint8_t* in = body(view);
+  Dict dict{.manifest = std::string(reinterpret_cast<const char*>(in), view.manifest_size),
+            .block = nullptr, .tag = view.tag, .epoch = view.epoch};
+  wire::check_manifest(dict.manifest.data(), dict.manifest.size());
+  const std::size_t front = align_up(view.manifest_size);
+  if (view.total == 0) {
+    release(view.slot);
+  } else if (keeps_too_much(view.total)) {
+    dict.block = memory::ReceiveBlock::make(view.total);
+    memory::copy_bytes(dict.block->bytes(), in + front, view.total, view.total);
+    add(stats_->copies_in);
+    release(view.slot);
+  } else {
+    lent_bytes_.fetch_add(view.total, std::memory_order_relaxed);
+    lent_slots_.fetch_add(1, std::memory_order_relaxed);
+    add(stats_->held_bytes, view.total);
+    dict.block = memory::ReceiveBlock::lent(shared_from_this(), view.slot, const_cast<std::uint8_t*>(in) + front, view.total);
+  }
+  return dict;
+}
+
+// The receiver's user may keep tensors for ever; the sender must always find room.
+bool RingReader::keeps_too_much(std::size_t size) const {
+  return lent_bytes_.load(std::memory_order_relaxed) + size > hold_bytes_ ||
+         lent_slots_.load(std::memory_order_relaxed) >= kHeldSlots;
+}
+
+void RingReader::take_first(const wire::EntryView& view) {
+  open_ = Dict{.manifest = std::string(view.manifest_size, '\0'), .block = nullptr, .tag = view.tag, .epoch = view.epoch};
+  if (view.total > 0) open_->block = memory::ReceiveBlock::make(view.total);
+  open_manifest_ = align_up(view.manifest_size);
+  open_filled_ = 0;
+  fill_open(view);
+}
+
+std::optional<Dict> RingReader::take_piece(const wire::EntryView& view) {
+  if (!open_) out_of_order("a piece came without its dict");
+  const std::uint64_t payload = open_->block ? open_->block->size() : 0;
+  if (view.total != payload || view.tag != open_->tag || view.epoch != open_->epoch ||
+      view.size > open_manifest_ + payload - open_filled_) {
+    throw Error(Code::kMalformed, "receive", "shared segment: a piece does not continue its dict");
+  }
+  fill_open(view);
+  if (open_filled_ < open_manifest_ + payload) return std::nullopt;
+  wire::check_manifest(open_->manifest.data(), open_->manifest.size());
+  return std::exchange(open_, std::nullopt);
+}
+
+// Of the body's bytes, some may belong to the manifest, some to the gap behind it, the rest to the payload.
+void RingReader::fill_open(const wire::EntryView& view) {
+  check_body(view);
+  const std::uint8_t* in = body(view);
+  std::uint64_t left = view.size;
+  if (open_filled_ < open_manifest_) {
+    const std::uint64_t step = std::min(left, open_manifest_ - open_filled_);
+    const std::uint64_t text = open_->manifest.size();
+    if (open_filled_ < text) std::memcpy(open_->manifest.data() + open_filled_, in, std::min(step, text - open_filled_));
+    open_filled_ += step;
+    in += step;
+    left -= step;
+  }
+  if (left > 0) {
+    memory::copy_bytes(open_->block->bytes() + (open_filled_ - open_manifest_), in, left, view.total);
+    add(stats_->copies_in);
+    open_filled_ += left;
+  }
+  add(stats_->chunks_received);
+  release(view.slot);
+}
+
+// ---- releasing --------------------------------------------------------------------------------------------------
+
+void RingReader::take_back(std::uint64_t lease, std::size_t size) noexcept {
+  if (::getpid() != owner_) return;  // a fork's copy of the tensor died; the tensor itself lives
+  lent_bytes_.fetch_sub(size, std::memory_order_relaxed);
+  lent_slots_.fetch_sub(1, std::memory_order_relaxed);
+  subtract(stats_->held_bytes, size);
+  release(static_cast<std::uint16_t>(lease));
+}
+
+void RingReader::release(std::uint16_t slot) noexcept {
+  wire::SegmentHead& shared = head();
+  {
+    const std::lock_guard lock(release_mutex_);
+    auto* releases = reinterpret_cast<wire::Release*>(segment_.bytes() + wire::releases_offset());
+    const std::uint64_t number = ++released_;
+    releases[(number - 1) % wire::kSlots].store(number << 16 | slot, std::memory_order_release);
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (shared.room_wanted.load(std::memory_order_relaxed) == 0) return;
+  shared.room.fetch_add(1);
+  futex_wake_all(shared.room);
+}
+
+// ---- waiting ----------------------------------------------------------------------------------------------------
+
+void RingReader::stir() noexcept {
+  head().bell.fetch_add(1);
+  futex_wake_all(head().bell);
+}
+
+void RingReader::sleep(std::uint32_t seen, const Deadline& deadline) {
+  wire::SegmentHead& shared = head();
+  shared.attention.fetch_add(wire::kSleeperUnit);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (!ready()) futex_wait(shared.bell, seen, deadline);
+  shared.attention.fetch_sub(wire::kSleeperUnit);
+}
+
+void RingReader::want_nudge(bool wanted) {
+  if (wanted) {
+    head().attention.fetch_or(wire::kNudge);
+  } else {
+    head().attention.fetch_and(~wire::kNudge);
+  }
+}
+
+}  // namespace zmqpp::engine

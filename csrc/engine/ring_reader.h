@@ -1,0 +1,79 @@
+// The receiver's side of a shared segment: reads entries, lends their bodies to tensors, releases what nobody uses.
+//
+// Owns: the mapping, which every lent block keeps alive beyond the link. Blocks? sleep only.
+// Thread: take under the inbox's mutex; take_back from whichever thread drops a tensor; the rest is safe.
+// Errors: open throws kSharedMemory with the reason; take throws kMalformed, kSequence or kChecksum, once and for good.
+// Trust: the writer is another process. Entries are copied before they are checked, offsets are checked against the
+//   mapping, and only private memory is parsed.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+#include "base/spin.h"
+#include "engine/dict.h"
+#include "engine/options.h"
+#include "engine/stats.h"
+#include "memory/receive_block.h"
+#include "memory/segment.h"
+#include "wire/hello.h"
+#include "wire/ring.h"
+
+namespace zmqpp::engine {
+
+class RingReader : public memory::Lender, public std::enable_shared_from_this<RingReader> {
+ public:
+  RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options, std::shared_ptr<Stats> stats);
+
+  bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
+
+  bool ready() const;          // there is an entry to take
+  std::optional<Dict> take();  // the next complete dict; pieces are taken as they are, so there may be none yet
+
+  std::uint32_t bell() const { return head().bell.load(); }  // changes with every wake-up
+  void stir() noexcept;                                      // wakes all that sleep, in this process
+  bool spin(std::uint32_t seen) { return spin_.poll([&] { return ready() || bell() != seen; }); }
+  void sleep(std::uint32_t seen, const Deadline& deadline);  // spurious returns are normal
+  void waited(std::uint64_t ns) { spin_.learn(ns); }
+  void want_nudge(bool wanted);  // the sender shall also send a message for what it publishes
+
+  void take_back(std::uint64_t lease, std::size_t size) noexcept override;
+
+ private:
+  wire::SegmentHead& head() const { return *reinterpret_cast<wire::SegmentHead*>(segment_.bytes()); }
+  const wire::Entry& next_entry() const;
+  const std::uint8_t* body(const wire::EntryView& view) const;
+  void check_body(const wire::EntryView& view) const;
+  std::optional<Dict> take_entry(const wire::EntryView& view);
+  Dict take_whole(const wire::EntryView& view);
+  void take_first(const wire::EntryView& view);
+  std::optional<Dict> take_piece(const wire::EntryView& view);
+  void fill_open(const wire::EntryView& view);
+  bool keeps_too_much(std::size_t size) const;
+  void release(std::uint16_t slot) noexcept;
+
+  const pid_t owner_;
+  const wire::Limits limits_;
+  const std::size_t hold_bytes_;
+  std::shared_ptr<Stats> stats_;
+  memory::Segment segment_;
+  Spin spin_;
+  std::atomic<std::uint64_t> taken_{0};
+  std::optional<Dict> open_;         // waits for pieces
+  std::size_t open_manifest_ = 0;    // bytes of its manifest, with the gap behind it
+  std::uint64_t open_filled_ = 0;    // bytes of its body that came
+  std::optional<Error> broken_;
+
+  std::mutex release_mutex_;  // guards the following
+  std::uint64_t released_ = 0;
+  std::atomic<std::size_t> lent_bytes_{0};
+  std::atomic<std::size_t> lent_slots_{0};
+};
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,221 @@
+#include "engine/segment_writer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "base/align.h"
+#include "base/clock.h"
+#include "base/crc32c.h"
+#include "base/error.h"
+
+namespace zmqpp::engine {
+namespace {
+
+constexpr std::uint64_t kFirstCommit = 256u << 10;   // touched when opening: a link that is never used costs no more
+constexpr std::uint64_t kCommitStep = 4u << 20;
+constexpr std::uint64_t kLargestPiece = 4u << 20;    // stays in the caches between being copied in and out
+constexpr std::uint64_t kSmallestPiece = 64u << 10;
+constexpr std::size_t kPieces = 4;
+constexpr std::size_t kCheckedStep = 64u << 10;      // copied, then summed while it is still in the first cache
+
+}  // namespace
+
+SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stats& stats)
+    : checksum_(options.checksum),
+      stats_(stats),
+      segment_(memory::Segment::create(wire::payload_offset() + options.shm_bytes,
+                                       wire::payload_offset() + std::min<std::uint64_t>(kFirstCommit, options.shm_bytes))),
+      committed_(std::min<std::uint64_t>(kFirstCommit, options.shm_bytes)),
+      arena_(options.shm_bytes, wire::kSlots),
+      slots_(wire::kSlots) {
+  free_slots_.reserve(wire::kSlots);
+  for (std::uint32_t i = wire::kSlots; i-- > 0;) free_slots_.push_back(static_cast<std::uint16_t>(i));
+  auto* made = new (segment_.bytes()) wire::SegmentHead{};
+  std::memcpy(made->magic, wire::kSegmentMagic, sizeof made->magic);
+  made->version = wire::kVersion;
+  made->slots = wire::kSlots;
+  made->session = session;
+  made->payload_offset = wire::payload_offset();
+  made->payload_bytes = options.shm_bytes;
+  made->state.store(static_cast<std::uint32_t>(wire::SegmentState::kOffered), std::memory_order_release);
+}
+
+wire::SegmentState SegmentWriter::state() const {
+  return static_cast<wire::SegmentState>(head().state.load(std::memory_order_acquire));
+}
+
+bool SegmentWriter::withdraw() {
+  auto offered = static_cast<std::uint32_t>(wire::SegmentState::kOffered);
+  return head().state.compare_exchange_strong(offered, static_cast<std::uint32_t>(wire::SegmentState::kWithdrawn));
+}
+
+wire::Entry& SegmentWriter::entry(std::uint64_t number) const {
+  auto* entries = reinterpret_cast<wire::Entry*>(segment_.bytes() + wire::entries_offset());
+  return entries[(number - 1) % wire::kSlots];
+}
+
+wire::Release& SegmentWriter::release(std::uint64_t number) const {
+  auto* releases = reinterpret_cast<wire::Release*>(segment_.bytes() + wire::releases_offset());
+  return releases[(number - 1) % wire::kSlots];
+}
+
+// ---- room -------------------------------------------------------------------------------------------------------
+
+bool SegmentWriter::fits_whole(std::uint64_t size) const { return size <= arena_.bytes() / 4 * 3; }
+
+std::uint64_t SegmentWriter::piece_size() const {
+  return std::clamp(arena_.bytes() / 8 / kAlign * kAlign, kSmallestPiece, kLargestPiece);
+}
+
+// Few at a time: more would neither be faster nor stay in the caches, only take memory.
+std::uint64_t SegmentWriter::room_for_piece() {
+  reclaim();
+  return free_slots_.empty() || pieces_ >= kPieces ? 0 : std::min(arena_.largest(), piece_size()) / kAlign * kAlign;
+}
+
+bool SegmentWriter::all_taken() const { return head().taken.load(std::memory_order_relaxed) >= published_; }
+
+void SegmentWriter::reclaim() {
+  while (true) {
+    const std::uint64_t word = release(released_ + 1).load(std::memory_order_acquire);
+    if (word >> 16 != released_ + 1) return;
+    const std::size_t index = word & 0xffff;
+    if (index >= slots_.size() || slots_[index].number == 0) {
+      throw Error(Code::kMalformed, "send",
+                  "shared segment: the receiver released slot " + std::to_string(index) + ", which it was not given");
+    }
+    Slot& slot = slots_[index];
+    arena_.give_back(slot.offset, slot.size);
+    pieces_ -= slot.is_piece ? 1 : 0;
+    slot = {};
+    free_slots_.push_back(static_cast<std::uint16_t>(index));
+    ++released_;
+  }
+}
+
+std::optional<std::uint64_t> SegmentWriter::take_space(std::uint64_t size) {
+  reclaim();
+  while (!free_slots_.empty()) {
+    const auto offset = arena_.take(size);
+    if (!offset) return std::nullopt;
+    const std::uint64_t end = *offset + memory::Arena::rounded(std::max<std::uint64_t>(size, 1));
+    if (end <= committed_ || commit(end)) return offset;
+    // The machine has no more: go on with what there is.
+    arena_.give_back(*offset, size);
+    arena_.shrink(committed_);
+  }
+  return std::nullopt;
+}
+
+// In steps, because a call reserves and clears its pages at once.
+bool SegmentWriter::commit(std::uint64_t end) {
+  const std::uint64_t bytes = payload_bytes();
+  for (const std::uint64_t wanted : {std::min(bytes, end + kCommitStep), end}) {
+    if (!segment_.commit(wire::payload_offset() + committed_, wanted - committed_)) continue;
+    committed_ = wanted;
+    add(stats_.allocations);
+    return true;
+  }
+  return false;
+}
+
+void SegmentWriter::wait_room(std::uint32_t seen, const Deadline& deadline) {
+  wire::SegmentHead& shared = head();
+  shared.room_wanted.fetch_add(1);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const std::uint64_t next = release(released_ + 1).load(std::memory_order_acquire) >> 16;
+  if (next != released_ + 1) futex_wait(shared.room, seen, deadline);
+  shared.room_wanted.fetch_sub(1);
+}
+
+void SegmentWriter::wake_room() {
+  head().room.fetch_add(1);
+  futex_wake_all(head().room);
+}
+
+std::string SegmentWriter::held_text(const std::string& receiver) {
+  reclaim();
+  const std::uint64_t taken = head().taken.load(std::memory_order_relaxed);
+  std::uint64_t waiting = 0, waiting_bytes = 0, held = 0, held_bytes = 0;
+  for (const Slot& slot : slots_) {
+    if (slot.number == 0) continue;
+    (slot.number > taken ? waiting : held) += 1;
+    (slot.number > taken ? waiting_bytes : held_bytes) += slot.size;
+  }
+  return "the shared segment of " + std::to_string(arena_.bytes()) + " bytes holds " + std::to_string(waiting) +
+         " blocks (" + std::to_string(waiting_bytes) + " bytes) that " + receiver + " has not received, and " +
+         std::to_string(held) + " (" + std::to_string(held_bytes) + " bytes) whose tensors " + receiver + " still keeps";
+}
+
+// ---- writing ----------------------------------------------------------------------------------------------------
+
+bool SegmentWriter::write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size) {
+  const auto offset = take_space(size);
+  if (!offset) return false;
+  const std::uint16_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  slots_[slot] = {*offset, size, published_ + 1, kind != wire::EntryKind::kWhole};
+  pieces_ += slots_[slot].is_piece ? 1 : 0;
+  const std::size_t before = body.copies();
+  const std::uint32_t checksum = fill(*offset, body, size, mark.total);
+  add(stats_.copies_out, body.copies() - before);
+  publish({.offset = *offset,
+           .size = size,
+           .total = mark.total,
+           .tag = mark.tag,
+           .epoch = mark.epoch,
+           .manifest_size = kind == wire::EntryKind::kPiece ? 0 : mark.manifest_size,
+           .checksum = checksum,
+           .slot = slot,
+           .kind = kind,
+           .checked = checksum_});
+  return true;
+}
+
+bool SegmentWriter::write_cancel(const DictMark& mark) {
+  const auto offset = take_space(0);
+  if (!offset) return false;
+  const std::uint16_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  slots_[slot] = {*offset, 0, published_ + 1, false};
+  publish({.offset = *offset, .total = mark.total, .tag = mark.tag, .epoch = mark.epoch, .slot = slot,
+           .kind = wire::EntryKind::kCancel});
+  return true;
+}
+
+std::uint32_t SegmentWriter::fill(std::uint64_t offset, PayloadReader& body, std::uint64_t size, std::uint64_t of) {
+  std::uint8_t* out = segment_.bytes() + wire::payload_offset() + offset;
+  if (!checksum_) {
+    body.copy_next(out, size, of);
+    return 0;
+  }
+  std::uint32_t sum = 0;
+  for (std::uint64_t done = 0; done < size; done += kCheckedStep) {
+    const std::size_t step = std::min<std::uint64_t>(kCheckedStep, size - done);
+    body.copy_next(out + done, step, step);
+    sum = crc32c(sum, out + done, step);
+  }
+  return sum;
+}
+
+// The fence orders the entry before the look at `attention`, as the receiver's orders its wish before its last look
+// at the entry: one of the two sees the other.
+void SegmentWriter::publish(wire::EntryView view) {
+  view.sent_ns = now_ns();
+  ++published_;
+  add(stats_.bytes_sent, view.size);
+  wire::write_entry(entry(published_), view, published_);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  wire::SegmentHead& shared = head();
+  if (shared.attention.load(std::memory_order_relaxed) < wire::kSleeperUnit) return;
+  shared.bell.fetch_add(1);
+  futex_wake_all(shared.bell);
+  add(stats_.doorbells);
+}
+
+bool SegmentWriter::take_nudge_request() {
+  return (head().attention.load(std::memory_order_relaxed) & wire::kNudge) != 0;
+}
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,86 @@
+// The sender's side of a shared segment: places bodies in it, publishes entries, and takes released slots back.
+//
+// Owns: the segment, its name until the receiver answered, and the list of what is where, in private memory.
+// Blocks? wait_room only. Thread: one at a time (SharedLane's mutex), except state, withdraw and wait_room.
+// Errors: kSharedMemory when opening; kMalformed when the receiver releases what it never got.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "engine/options.h"
+#include "engine/outgoing.h"
+#include "engine/stats.h"
+#include "memory/arena.h"
+#include "memory/segment.h"
+#include "wire/ring.h"
+
+namespace zmqpp::engine {
+
+// What all entries of one dict carry.
+struct DictMark {
+  std::uint64_t total = 0;
+  std::uint64_t tag = 0;
+  std::uint32_t epoch = 0;
+  std::uint32_t manifest_size = 0;
+};
+
+class SegmentWriter {
+ public:
+  SegmentWriter(std::uint64_t session, const Options& options, Stats& stats);
+
+  const std::string& name() const { return segment_.name(); }
+  std::uint64_t payload_bytes() const { return head().payload_bytes; }
+  wire::SegmentState state() const;
+  bool withdraw();        // false: the receiver was faster
+  void settled() { segment_.unlink_name(); }
+
+  bool fits_whole(std::uint64_t size) const;  // else the dict goes in pieces
+  std::uint64_t piece_size() const;
+  std::uint64_t room_for_piece();             // after taking back what was released
+  bool all_taken() const;                     // the receiver holds what is missing, and nothing waits for it
+
+  // Copies the next `size` bytes of `body` into the segment and publishes them. False: no room, nothing changed.
+  bool write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size);
+  bool write_cancel(const DictMark& mark);
+
+  std::uint32_t room() const { return head().room.load(); }
+  void wait_room(std::uint32_t seen, const Deadline& deadline);  // until something was released since `seen`, or spuriously
+  void wake_room();                           // those in wait_room return
+  bool take_nudge_request();                  // the receiver wants a message, once for what was published since
+  std::string held_text(const std::string& receiver);
+
+ private:
+  struct Slot {
+    std::uint64_t offset = 0;
+    std::uint64_t size = 0;
+    std::uint64_t number = 0;  // of its entry; 0: free
+    bool is_piece = false;
+  };
+
+  wire::SegmentHead& head() const { return *reinterpret_cast<wire::SegmentHead*>(segment_.bytes()); }
+  wire::Entry& entry(std::uint64_t number) const;
+  wire::Release& release(std::uint64_t number) const;
+  void reclaim();
+  std::optional<std::uint64_t> take_space(std::uint64_t size);
+  bool commit(std::uint64_t end);
+  std::uint32_t fill(std::uint64_t offset, PayloadReader& body, std::uint64_t size, std::uint64_t of);
+  void publish(wire::EntryView view);
+
+  const bool checksum_;
+  Stats& stats_;
+  memory::Segment segment_;
+  std::uint64_t committed_;  // bytes of the payload area that are backed by memory
+  memory::Arena arena_;
+  std::vector<Slot> slots_;
+  std::vector<std::uint16_t> free_slots_;
+  std::size_t pieces_ = 0;  // that the receiver has not released
+  std::uint64_t published_ = 0;
+  std::atomic<std::uint64_t> released_{0};  // read without the mutex by wait_room
+};
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,70 @@
+// Dicts on their way through a shared segment: what fits is written at once by the caller's own thread; what does not
+// waits here, and the sender thread writes it when the receiver has released room.
+//
+// Owns: the writer, the waiting items. Blocks? wait_room only. Thread: all safe.
+// Order: items leave in the order they came; try_send refuses while any waits.
+// Errors: what the writer throws (the link fails then); a late item's ticket gets kPoolTimeout, the link goes on.
+#pragma once
+
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "engine/budget.h"
+#include "engine/outgoing.h"
+#include "engine/segment_writer.h"
+
+namespace zmqpp::engine {
+
+class SharedLane {
+ public:
+  SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats);
+
+  SegmentWriter& writer() { return writer_; }
+
+  // `body`: manifest, then payload. False: something waits in front, there is no room, or another thread is writing.
+  bool try_send(const std::vector<Span>& body, const DictMark& mark);
+  void push(Outgoing item);
+
+  bool pump();              // writes what there is room for; true: nothing waits any more
+  bool idle() const;
+  bool expire();            // true: something was removed
+  Deadline soonest() const;
+  std::uint32_t room() const { return writer_.room(); }
+  void wait_room(std::uint32_t seen, const Deadline& deadline) { writer_.wait_room(seen, deadline); }
+  void wake() { writer_.wake_room(); }
+  bool take_nudge();        // the receiver shall be told by a message
+  std::string held_text();
+  void fail(const Error& error);
+
+ private:
+  struct Current {
+    Outgoing item;
+    std::vector<Span> body;
+    DictMark mark;
+    PayloadReader reader;
+    std::uint64_t left;
+    bool started = false;
+    explicit Current(Outgoing from);
+    Current(const Current&) = delete;  // `reader` points into `body`
+  };
+
+  bool write_current();
+  bool write_pieces();
+  bool is_starved();
+  void finish_current();
+
+  const Options options_;
+  Budget& budget_;
+  Stats& stats_;
+  SegmentWriter writer_;
+  mutable std::mutex mutex_;  // guards the following, and the writer
+  std::deque<Outgoing> queue_;
+  std::optional<Current> current_;
+  std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
+  Deadline patience_ = Deadline::never();
+  bool nudge_ = false;
+};
+
+}  // namespace zmqpp::engine

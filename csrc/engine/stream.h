@@ -1,0 +1,111 @@
+// Everything said on a link's PUSH socket: one numbered sequence of messages, built and sent.
+//
+// Owns: socket, watch, the message that was built last, and the dict whose chunks are on their way.
+// Blocks? never. Thread: one at a time; the sender guards it by a mutex, so that a caller's own thread may send a
+//   message right away when nothing is in front of it.
+// Errors: kPeerLost and kConnect from watch_peer; what building needs.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "engine/budget.h"
+#include "engine/options.h"
+#include "engine/outgoing.h"
+#include "engine/stats.h"
+#include "memory/pool.h"
+#include "net/peer_watch.h"
+#include "net/socket.h"
+#include "net/socket_file.h"
+#include "wire/hello.h"
+
+namespace zmqpp::engine {
+
+class Stream {
+ public:
+  enum class Progress { kIdle, kMore, kBlocked, kNoChunk };
+  // The next item; only a control message while the chunks of a dict are on their way.
+  using NextItem = std::function<std::optional<Outgoing>(bool only_control)>;
+
+  Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats);
+  ~Stream() { close(); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  const std::string& bound() const { return bound_; }
+  std::uint64_t session() const { return session_; }
+  void offer(const wire::Hello& hello) { hello_ = hello; }
+
+  void watch_peer();
+  bool connected() const { return watch_.connected(); }
+  bool peer_lost() const { return watch_.lost(); }
+  bool peer_is_local() const { return watch_.peer_is_local(); }
+
+  Progress send_ready(const NextItem& next);
+  bool send_now(Outgoing& item);  // false: something is in front; the item is still the caller's
+  bool is_free() const;           // nothing is in front
+  void nudge() { nudge_ = true; }
+  void say_bye();
+  bool hello_sent() const { return hello_sent_; }
+  bool bye_sent() const { return bye_sent_; }
+
+  bool expire();  // true: something was removed, so that there may be something else to do
+  void drop_expired(Outgoing item);
+  Deadline wait_until(Progress progress) const;
+  void* socket() const { return socket_.raw(); }
+  void* monitor() const { return watch_.raw(); }
+  void fail(const Error& reason);  // everything that was begun
+  void close() noexcept;
+
+ private:
+  // A message built and not yet taken by ZeroMQ.
+  struct Pending {
+    wire::Head head;
+    net::Message frame;
+    std::optional<Outgoing> item;  // the item this message starts; empty for hello, chunk, beat, bye, cancel, nudge
+  };
+  // A dict whose chunks are on their way.
+  struct Current {
+    Outgoing item;
+    PayloadReader reader;
+    std::uint64_t offset = 0;
+    explicit Current(Outgoing from) : item(std::move(from)), reader(item.payload) {}
+    Current(const Current&) = delete;  // `reader` points into `item`
+  };
+
+  Progress build_next(const NextItem& next);  // kMore: pending_ is filled
+  void build_hello();
+  void build_item(Outgoing item);
+  bool build_chunk();
+  void build_plain(wire::Kind kind) { put({.kind = kind}, net::Message(wire::kHeadSize)); }
+  void put(const wire::Head& head, net::Message frame);
+  void cancel_current();
+  void on_sent();
+  void on_dict_sent(Outgoing& item);
+  std::string held_text() const;
+
+  const Options options_;
+  Budget& budget_;
+  memory::Pool& pool_;
+  Stats& stats_;
+  const std::uint64_t session_;
+  wire::Hello hello_;
+  std::string bound_;
+  net::Socket socket_;
+  net::PeerWatch watch_;
+  std::optional<net::SocketFile> file_;
+
+  std::optional<Pending> pending_;
+  std::optional<Current> current_;
+  std::optional<wire::Head> cancel_;  // of a dict cut off by its deadline; goes in front of everything else
+  bool nudge_ = false;
+  std::uint64_t sequence_ = 0;
+  bool hello_sent_ = false;
+  bool bye_sent_ = false;
+  Deadline next_beat_ = Deadline::never();
+  std::uint64_t starved_ns_ = 0;  // since when no chunk was free; 0: there are
+};
+
+}  // namespace zmqpp::engine

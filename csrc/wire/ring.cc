@@ -1,0 +1,107 @@
+#include "wire/ring.h"
+
+#include <cstring>
+#include <string>
+
+#include "base/align.h"
+#include "base/error.h"
+
+namespace zmqpp::wire {
+namespace {
+
+[[noreturn]] void malformed(const std::string& detail) {
+  throw Error(Code::kMalformed, "receive", "shared segment: " + detail);
+}
+
+void require(bool holds, const char* what, std::uint64_t found) {
+  if (!holds) malformed(std::string(what) + " (found " + std::to_string(found) + ")");
+}
+
+void check_body(const EntryView& view, std::uint64_t payload_bytes) {
+  require(view.offset % kAlign == 0, "a body must start at a multiple of 64", view.offset);
+  if (view.offset > payload_bytes || view.size > payload_bytes - view.offset) {
+    malformed("a body [" + std::to_string(view.offset) + ", +" + std::to_string(view.size) +
+              ") lies outside the payload area of " + std::to_string(payload_bytes) + " bytes");
+  }
+}
+
+void check_sizes(const EntryView& view) {
+  if (view.kind == EntryKind::kPiece) {
+    require(view.manifest_size == 0, "a piece has no manifest of its own", view.manifest_size);
+    require(view.size > 0, "a piece must carry bytes", view.size);
+    return;
+  }
+  require(view.manifest_size <= kMaxManifestBytes, "a manifest beyond the limit", view.manifest_size);
+  const std::uint64_t whole = align_up(view.manifest_size) + view.total;
+  if (view.kind == EntryKind::kWhole) require(view.size == whole, "a body of another size than its parts", view.size);
+  if (view.kind == EntryKind::kFirst) require(view.size < whole, "a first piece that is all of it", view.size);
+}
+
+}  // namespace
+
+void write_entry(Entry& entry, const EntryView& from, std::uint64_t number) {
+  entry.offset = from.offset;
+  entry.total = from.total;
+  entry.tag = from.tag;
+  entry.sent_ns = from.sent_ns;
+  entry.epoch = from.epoch;
+  entry.manifest_size = from.manifest_size;
+  entry.body_size_low = static_cast<std::uint32_t>(from.size);
+  entry.body_size_high = static_cast<std::uint16_t>(from.size >> 32);
+  entry.checksum = from.checksum;
+  entry.slot = from.slot;
+  entry.kind = from.kind;
+  entry.flags = from.checked ? kEntryChecked : 0;
+  entry.zero = 0;
+  entry.number.store(number, std::memory_order_release);
+}
+
+EntryView read_entry(const Entry& entry, std::uint64_t payload_bytes, const Limits& limits) {
+  EntryView view;
+  view.offset = entry.offset;
+  view.size = std::uint64_t{entry.body_size_high} << 32 | entry.body_size_low;
+  view.total = entry.total;
+  view.tag = entry.tag;
+  view.sent_ns = entry.sent_ns;
+  view.epoch = entry.epoch;
+  view.manifest_size = entry.manifest_size;
+  view.checksum = entry.checksum;
+  view.slot = entry.slot;
+  view.kind = entry.kind;
+  const std::uint8_t flags = entry.flags;
+  view.checked = (flags & kEntryChecked) != 0;
+  // From here on the copy alone is looked at: the writer may change the entry meanwhile.
+  asm volatile("" : : "g"(&view) : "memory");
+  require((flags & ~kEntryChecked) == 0, "unknown flags", flags);
+  require(view.slot < kSlots, "there is no such slot", view.slot);
+  if (view.total > limits.max_dict_bytes) {
+    malformed("dict payload of " + std::to_string(view.total) + " bytes, the limit is " +
+              std::to_string(limits.max_dict_bytes));
+  }
+  switch (view.kind) {
+    case EntryKind::kCancel: return view;
+    case EntryKind::kWhole:
+    case EntryKind::kFirst:
+    case EntryKind::kPiece:
+      check_body(view, payload_bytes);
+      check_sizes(view);
+      return view;
+  }
+  malformed("unknown kind of entry " + std::to_string(static_cast<int>(view.kind)));
+}
+
+void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uint64_t session) {
+  if (std::memcmp(head.magic, kSegmentMagic, sizeof kSegmentMagic) != 0) malformed("it does not start with its magic");
+  if (head.version != kVersion) {
+    throw Error(Code::kVersion, "receive", "the shared segment has version " + std::to_string(head.version) +
+                                               ", this side version " + std::to_string(kVersion));
+  }
+  const std::uint64_t bytes = head.payload_bytes;
+  require(head.session == session, "it belongs to another session", head.session);
+  require(head.slots == kSlots, "another number of slots", head.slots);
+  require(head.payload_offset == payload_offset(), "the payload area begins elsewhere", head.payload_offset);
+  require(mapped_bytes >= payload_offset() && bytes == mapped_bytes - payload_offset(),
+          "the payload area has another size than the file", bytes);
+}
+
+}  // namespace zmqpp::wire
