@@ -222,7 +222,11 @@ void Inbox::sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32
   } else {
     lock.unlock();
     const auto changed = [&] { return static_cast<std::uint32_t>(changes_.load()) != seen; };
-    const bool came = spin_.poll(changed, 1);
+    const auto look = [&] {
+      if (!changed() && source_ != nullptr) source_->read_now();
+      return changed();
+    };
+    const bool came = spin_.poll(look, 1);
     lock.lock();
     if (!came) {
       if (deadline.is_never()) {

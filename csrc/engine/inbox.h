@@ -44,6 +44,13 @@ struct RecvTicket {
 
 using RecvTicketPtr = std::shared_ptr<RecvTicket>;
 
+// Where messages come from: a waiter that has nothing else to do looks there itself, one hand-over less.
+class Source {
+ public:
+  virtual ~Source() = default;
+  virtual void read_now() noexcept = 0;  // puts what is there into the inbox; whoever else reads comes first
+};
+
 class Inbox {
  public:
   Inbox(const Options& options, Event& room, std::shared_ptr<Notice> notice, Stats& stats)
@@ -53,7 +60,8 @@ class Inbox {
         stats_(stats),
         spin_(options.spin_us) {}
 
-  // Receiver thread.
+  // Receiver thread, or whoever reads in its place.
+  void attach(Source* source) { source_ = source; }  // before anybody waits
   bool has_room();  // one message always fits, however large; dicts and control messages share the limit
   void attach(std::shared_ptr<RingReader> ring);
   void read_ring();  // on behalf of posted tickets nobody waits for in a call
@@ -84,6 +92,7 @@ class Inbox {
 
   const std::size_t limit_bytes_;
   Event& room_;
+  Source* source_ = nullptr;
   const std::shared_ptr<Notice> notice_;
   Stats& stats_;
   Spin spin_;

@@ -47,7 +47,7 @@ struct Options {
   LaneChoice lane = LaneChoice::kAuto;
   std::size_t shm_bytes = 512u << 20;
   std::size_t shm_hold_bytes = 0;  // 0: half of the segment
-  std::size_t spin_us = 100;
+  std::size_t spin_us = 250;
   bool checksum = false;
   wire::Limits limits;
   double heartbeat_s = 1.0;

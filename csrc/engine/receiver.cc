@@ -63,7 +63,9 @@ Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, 
       watch_(context, socket_),
       assembly_(stats_) {
   configure(socket_, options_);
+  readable_ = socket_.descriptor();
   socket_.connect(options_.connect);
+  inbox_.attach(this);
   thread_ = start_thread("zmqpp-recv", [this] { run(); });
 }
 
@@ -112,9 +114,13 @@ void Receiver::run() noexcept {
   } catch (const std::exception& e) {
     error = Error(Code::kResource, "receive", e.what());
   }
-  // Closing the socket tells the sender: it loses its peer.
-  watch_.close();
-  socket_.close();
+  {
+    const std::lock_guard reading(reading_);
+    finished_ = true;
+    // Closing the socket tells the sender: it loses its peer.
+    watch_.close();
+    socket_.close();
+  }
   inbox_.fail(error);
   const std::lock_guard lock(mutex_);
   over_ = true;
@@ -127,10 +133,24 @@ bool Receiver::turn() {
     const std::lock_guard lock(mutex_);
     if (closing_) return false;
   }
+  bool room = true;
+  {
+    const std::lock_guard reading(reading_);
+    if (read_turn(room)) return true;
+  }
+  // The PULL socket by its descriptor only: callers may read it meanwhile, and read it empty, as it was left here.
+  net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
+                            {watch_.raw(), 0, net::kPollIn, 0},
+                            {nullptr, readable_, net::kPollIn, 0}};
+  net::poll(items, room ? 3 : 2, poll_until_.remaining_ms());
+  return true;
+}
+
+bool Receiver::read_turn(bool& room) {
+  if (broken_) throw *broken_;
   if (const std::optional<Error> broken = inbox_.error()) throw *broken;  // what came through the ring was wrong
   watch_peer();
   bool more = true;
-  bool room = true;
   for (int i = 0; i < kMessagesPerTurn && more && room; ++i) {
     room = inbox_.has_room();
     if (room) more = read_some();
@@ -142,12 +162,24 @@ bool Receiver::turn() {
     }
     check_silence();
   }
-  if (room && more) return true;
-  net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
-                            {watch_.raw(), 0, net::kPollIn, 0},
-                            {socket_.raw(), 0, net::kPollIn, 0}};
-  net::poll(items, room ? 3 : 2, silence_.sooner(retry_).remaining_ms());
-  return true;
+  poll_until_ = silence_.sooner(retry_);
+  return room && more;
+}
+
+// Until nothing is left, or the thread is told to go on: ZeroMQ signals only a reader that found nothing.
+void Receiver::read_now() noexcept {
+  const std::unique_lock reading(reading_, std::try_to_lock);
+  if (!reading || finished_ || broken_) return;
+  try {
+    for (int i = 0; i < kMessagesPerTurn && inbox_.has_room(); ++i) {
+      if (!read_some()) return;
+    }
+  } catch (const Error& e) {
+    broken_ = e;
+  } catch (const std::exception& e) {
+    broken_ = Error(Code::kResource, "receive", e.what());
+  }
+  wake_.signal();
 }
 
 void Receiver::watch_peer() {

@@ -1,8 +1,9 @@
-// The receiving half of a link: one thread that owns the PULL socket connected to the previous place.
+// The receiving half of a link: the PULL socket connected to the previous place, and the thread that reads it.
 //
 // Owns: socket, watch, assembly, thread. Not the inbox it fills, nor the sender it relays to (may be null).
 // Blocks? wait_peer; close waits for the thread, which never waits for anything but its poll.
-// Thread: public calls from any thread; the rest runs on the receiver thread only, and never touches Python.
+// Thread: public calls from any thread; the rest needs `reading_`, which the receiver thread holds except while it
+//   polls. A caller that waits for a message reads in its place when it can (read_now). Nobody touches Python.
 // Errors: the first one sticks and reaches the caller through the inbox, behind everything received before it.
 // Back-pressure: when the inbox is full the socket is not read, so TCP stops the sender.
 #pragma once
@@ -28,11 +29,11 @@
 
 namespace zmqpp::engine {
 
-class Receiver {
+class Receiver : public Source {
  public:
   Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
            memory::Pool* relay_frames, Budget& budget, std::shared_ptr<Stats> stats);
-  ~Receiver();
+  ~Receiver() override;
   Receiver(const Receiver&) = delete;
   Receiver& operator=(const Receiver&) = delete;
 
@@ -41,11 +42,13 @@ class Receiver {
   std::string last_refusal() const;
   Lane lane() const { return lane_; }
   std::string lane_reason() const;  // why not the shared one
+  void read_now() noexcept override;
   void close();
 
  private:
   void run() noexcept;
   bool turn();
+  bool read_turn(bool& room);  // true: there may be more
   void watch_peer();
   bool read_some();  // false: nothing there
   void take(const wire::Head& head, net::Message frame);
@@ -66,11 +69,15 @@ class Receiver {
   Sender* const relay_to_;
   memory::Pool* const relay_frames_;  // there when relay_to_ is
   Budget& budget_;
+  int readable_ = -1;  // the socket's descriptor: there may be something to read
   const std::shared_ptr<Stats> shared_stats_;  // a ring may outlive the link
   Stats& stats_;
+  std::mutex reading_;  // guards the following
   net::Socket socket_;
   net::PeerWatch watch_;
   Assembly assembly_;
+  std::optional<Error> broken_;  // what a caller met while it read in the thread's place
+  bool finished_ = false;        // the thread reads no more, and nobody else shall
 
   mutable std::mutex mutex_;  // guards the following
   std::condition_variable changed_;
@@ -81,8 +88,9 @@ class Receiver {
   std::string lane_reason_;
   std::atomic<Lane> lane_{Lane::kUndecided};
 
-  Deadline silence_ = Deadline::never();  // receiver thread only
+  Deadline silence_ = Deadline::never();  // with reading_
   Deadline retry_ = Deadline::never();
+  Deadline poll_until_ = Deadline::never();  // receiver thread only
   bool warned_ = false;                   // the silence passed once already
   std::thread thread_;                    // last: starts when everything above is there
 };

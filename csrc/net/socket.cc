@@ -99,6 +99,13 @@ bool Socket::writable() const {
   return zmq().getsockopt(raw_, kEvents, &events, &size) == 0 && (events & kPollOut) != 0;
 }
 
+int Socket::descriptor() const {
+  int fd = -1;
+  std::size_t size = sizeof fd;
+  if (zmq().getsockopt(raw_, kFd, &fd, &size) != 0) fail("open", Code::kResource, "no descriptor");
+  return fd;
+}
+
 void Socket::close() noexcept {
   if (raw_ != nullptr) zmq().close(raw_);
   raw_ = nullptr;

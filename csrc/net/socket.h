@@ -43,6 +43,7 @@ class Socket {
   bool try_send(Message& message);     // false: would block; the message is still the caller's
   bool try_receive(Message& message);  // false: nothing there
   bool writable() const;
+  int descriptor() const;  // readable when there may be something; only after a try_receive found nothing
 
   void close() noexcept;
   void* raw() const { return raw_; }
