@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 STAGES ?= 2
+BENCH ?= link
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-unit demo format clean
+.PHONY: help build check test test-unit demo bench format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +29,10 @@ test-unit: build  ## the tests that need no vLLM
 demo: export PROMPT := $(value PROMPT)
 demo: build  ## a real pipeline answering a prompt; STAGES=4, PROMPT="..."
 	@exec $(BIN)/python -m zmqpp demo --stages "$(STAGES)" $${PROMPT:+--prompt="$$PROMPT"}
+
+bench: build  ## zmqpp beside its peers; BENCH="checksum", BENCH="link --quick"
+	@$(PYTHON) packaging/install.py --bench
+	@exec $(BIN)/python -m benchmarks $(BENCH)
 
 format: build  ## rewrite the sources in the common format
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """Build and install zmqpp, and a vLLM that fits this machine, into .venv. Standard library only.
 
-    python3 packaging/install.py [VENV]           VENV defaults to .venv
+    python3 packaging/install.py [--bench] [VENV]   VENV defaults to .venv; --bench adds what benchmarks need
 
 Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
 run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes
@@ -55,13 +55,14 @@ class Step:
 
 
 def main() -> None:
-    venv = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv").absolute()
+    given = [argument for argument in sys.argv[1:] if argument != "--bench"]
+    venv = Path(given[0] if given else ROOT / ".venv").absolute()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _on_signal)
     try:
         check_python()
         with only_one():
-            install(venv)
+            install(venv, bench="--bench" in sys.argv[1:])
     except InstallError as error:
         sys.exit(f"install: {error}")
     except Stopped as stopped:
@@ -69,11 +70,13 @@ def main() -> None:
         sys.exit(128 + stopped.args[0])
 
 
-def install(venv: Path) -> None:
+def install(venv: Path, bench: bool = False) -> None:
     record, gpu = Record(venv / "zmqpp-install.json"), has_gpu()
     steps = [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu), zmqpp_step(venv)]
     if not record.holds(steps[-1]):
         check_compiler()  # Before the minutes that vLLM takes.
+    if bench:
+        steps.append(bench_step(venv))
     for step in steps:
         if not record.holds(step):
             record.forget_from(step)
@@ -111,6 +114,14 @@ def zmqpp_step(venv: Path) -> Step:
     names = ("pyproject.toml", "setup.py", "CMakeLists.txt", "zmqpp/version.py", "csrc")
     key = digest(EXTRAS, *(part for name in names for part in contents(ROOT / name)))
     return Step("zmqpp", "zmqpp", key, lambda: install_zmqpp(venv))
+
+
+def bench_step(venv: Path) -> Step:
+    """The packages of the extra alone: zmqpp itself is not built again for them."""
+    import tomllib  # Of Python 3.11, which is checked by now.
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
+    return Step("what the benchmarks need", "bench", digest(*wanted), lambda: pip(venv, *wanted))
 
 
 def make_venv(venv: Path, stale: bool) -> None:

@@ -1,0 +1,85 @@
+"""What does checksum=True cost, on each lane?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks import table
+from benchmarks.facts import machine_facts
+from benchmarks.medians import Turn, median_ratio, rows_of
+from benchmarks.payload import Size
+from benchmarks.peers import CHECKSUM_PEERS, LINK
+from benchmarks.report import report, save
+from benchmarks.runner import Plan, Runner
+from benchmarks.targets import LARGE, MEDIUM
+
+NAME = "checksum"
+LANES = ("shm", "tcp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings and all figures")
+    parser.add_argument("--rounds", type=int, default=10, help="how often everything is measured")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    console, facts = table.console(), machine_facts()
+    plan = Plan(transports=tuple(CHECKSUM_PEERS), sizes=(MEDIUM, LARGE))
+    plan = dataclasses.replace(plan, rounds=max(1, arguments.rounds))
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    findings = Runner(plan, say, prefix=LINK).run()
+    contents = report(__doc__ or "", facts, plan, CHECKSUM_PEERS, findings)
+    contents["costs"] = costs = _costs(findings.turns)
+    for each in table.figures(rows_of(findings.turns), CHECKSUM_PEERS, findings.missing):
+        console.print(each)
+    for line in table.absences(findings.missing, CHECKSUM_PEERS):
+        console.print(line, soft_wrap=True)
+    console.print(_cost_table(costs))
+    if arguments.json:
+        save(contents, arguments.json)
+    return 0
+
+
+def _costs(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    return [
+        {
+            "lane": lane,
+            "size": str(size),
+            "label": size.label,
+            "round_trip": _ratio(turns, lane, size, "rtt_p50_us"),
+            "one_way": _ratio(turns, lane, size, "gb_per_s"),
+            "cpu": _ratio(turns, lane, size, "cpu_s_per_gb"),
+        }
+        for lane in LANES
+        for size in (MEDIUM, LARGE)
+    ]
+
+
+def _ratio(turns: Sequence[Turn], lane: str, size: Size, measure: str) -> float | None:
+    return median_ratio(
+        turns, size, f"zmqpp-{lane}-crc", f"zmqpp-{lane}", lambda turn: getattr(turn, measure)
+    )
+
+
+def _cost_table(costs: list[dict[str, Any]]) -> Table:
+    made = Table(
+        title="With checksums / without (median over the rounds of the ratio within a round)",
+        title_justify="left",
+    )
+    for heading in ("lane", "dict", "round trip", "one way", "CPU a byte"):
+        made.add_column(heading, justify="left" if heading == "lane" else "right", no_wrap=True)
+    for cost in costs:
+        ratios = [cost[name] for name in ("round_trip", "one_way", "cpu")]
+        made.add_row(
+            cost["lane"],
+            cost["label"],
+            *("-" if ratio is None else f"{ratio:.2f} x" for ratio in ratios),
+        )
+    return made

@@ -1,0 +1,67 @@
+"""Which ways of moving dicts between two processes are compared, and what are they called?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.peers.bare_socket import BareSocket
+from benchmarks.peers.gloo import Gloo
+from benchmarks.peers.mooncake_engine import Mooncake
+from benchmarks.peers.nixl_agent import Nixl
+from benchmarks.peers.pickled import Pickled
+from benchmarks.peers.pyzmq_frames import PyzmqFrames
+from benchmarks.peers.vllm_queue import VllmQueue
+from benchmarks.peers.zmqpp_lanes import CommunicatorLane, LinkLane
+from benchmarks.transport import Transport
+
+CEILING = "memcpy"
+"""Needs no second process: copying the dict into warm memory, with one thread."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A row of the table."""
+
+    title: str
+    make: Callable[[], Transport] | None
+    is_ours: bool = False
+
+
+PEERS: dict[str, Peer] = {
+    "zmqpp-shm": Peer("zmqpp, shm lane", lambda: CommunicatorLane("shm", "tcp"), is_ours=True),
+    "zmqpp-ipc": Peer("zmqpp, socket over ipc://", lambda: CommunicatorLane("tcp", "ipc"), is_ours=True),
+    "zmqpp-tcp": Peer("zmqpp, tcp lane", lambda: CommunicatorLane("tcp", "tcp"), is_ours=True),
+    "vllm": Peer("vLLM MessageQueue", lambda: VllmQueue(arena=False)),
+    "vllm-arena": Peer("vLLM MessageQueue + arena", lambda: VllmQueue(arena=True)),
+    "socket": Peer("bare TCP socket", BareSocket),
+    "pyzmq-tcp": Peer("pyzmq zero-copy, tcp", lambda: PyzmqFrames("tcp")),
+    "pyzmq-ipc": Peer("pyzmq zero-copy, ipc://", lambda: PyzmqFrames("ipc")),
+    "gloo": Peer("Gloo (torch.distributed)", Gloo),
+    "nixl": Peer("NIXL (UCX)", Nixl),
+    "mooncake": Peer("Mooncake (tcp)", Mooncake),
+    "pickle": Peer("pickle + torch.save", Pickled),
+    CEILING: Peer("memcpy (ceiling)", None),
+}
+
+CHECKSUM_PEERS: dict[str, Peer] = {
+    f"zmqpp-{lane}{'-crc' if checksum else ''}": Peer(
+        f"zmqpp, {lane} lane{', checksum' if checksum else ''}",
+        lambda lane=lane, checksum=checksum: LinkLane(lane=lane, checksum=checksum),  # type: ignore[misc]
+        is_ours=True,
+    )
+    for lane in ("shm", "tcp")
+    for checksum in (False, True)
+}
+
+
+def make(name: str) -> Transport:
+    """One side of it, not open yet; names of `CHECKSUM_PEERS` have the prefix "link:"."""
+    table = CHECKSUM_PEERS if name.startswith(LINK) else PEERS
+    factory = table[name.removeprefix(LINK)].make
+    if factory is None:
+        raise ValueError(f"{name} is no transport between two processes")
+    return factory()
+
+
+LINK = "link:"

@@ -1,0 +1,163 @@
+"""In what order is everything measured, so that a machine that drifts is fair to all? Rounds of short turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.channel import PeerFailed
+from benchmarks.medians import Turn, percentile
+from benchmarks.near import Near
+from benchmarks.payload import Mismatch, Size
+from benchmarks.peers import CEILING
+from benchmarks.peers.memcpy import copy_stream
+from benchmarks.transport import Unavailable
+from benchmarks.turn import Stream, Trips
+
+HUGE_BYTES = 100_000_000
+_TRIES = 3
+"""Trips of the first estimate; the largest dicts go without one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how long a turn takes."""
+
+    transports: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    rounds: int = 5
+    huge_rounds: int = 2
+    """Rounds in which dicts from 100 MB take part."""
+    trips_s: float = 0.25
+    stream_s: float = 0.35
+    least_trips: int = 4
+    least_dicts: int = 6
+
+    def as_json(self) -> dict[str, Any]:
+        names = ("rounds", "huge_rounds", "trips_s", "stream_s", "least_trips", "least_dicts")
+        return {
+            "transports": list(self.transports),
+            "sizes": [str(size) for size in self.sizes],
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+@dataclass
+class Findings:
+    """All of a run."""
+
+    turns: list[Turn] = field(default_factory=list)
+    remarks: dict[str, str] = field(default_factory=dict)
+    """transport -> what it says about itself."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """transport -> why it could not be measured, or not to the end."""
+    checked_dicts: int = 0
+    checked_bytes: int = 0
+    wall_s: float = 0.0
+
+    def count_checks(self, part: Trips | Stream) -> None:
+        self.checked_dicts += part.checked_dicts
+        self.checked_bytes += part.checked_bytes
+
+
+class Runner:
+    """Opens every transport once, measures them in turns, closes them.
+
+    A transport that fails is left out from then on, with its reason. Bytes that differ end the run.
+
+    Args:
+        say: hears what happens, a line at a time.
+        prefix: in front of the names, for the near and far process.
+    """
+
+    def __init__(self, plan: Plan, say: Callable[[str], None], prefix: str = "") -> None:
+        self._plan = plan
+        self._say = say
+        self._prefix = prefix
+        self._findings = Findings()
+        self._trip_s: dict[tuple[str, Size], float] = {}
+        self._dict_s: dict[tuple[str, Size], float] = {}
+
+    def run(self) -> Findings:
+        """Raises Mismatch; PeerFailed if the far process ended."""
+        started = time.monotonic()
+        with Near() as near:
+            for name in self._plan.transports:
+                self._guard(near, name, self._open)
+            self._say(f"opened after {time.monotonic() - started:.0f} s")
+            for index in range(self._plan.rounds):
+                self._round(near, index)
+                self._say(
+                    f"round {index + 1} of {self._plan.rounds} after {time.monotonic() - started:.0f} s"
+                )
+        self._findings.wall_s = time.monotonic() - started
+        return self._findings
+
+    def _round(self, near: Near, index: int) -> None:
+        names = [name for name in self._plan.transports if name not in self._findings.missing]
+        turned = names[index % len(names) :] + names[: index % len(names)] if names else []
+        for size in self._plan.sizes:
+            if size.dict_bytes >= HUGE_BYTES and index >= self._plan.huge_rounds:
+                continue
+            for name in turned:
+                if name not in self._findings.missing:
+                    self._guard(near, name, lambda near, name, size=size: self._turn(near, name, size, index))
+
+    def _guard(self, near: Near, name: str, act: Callable[[Near, str], None]) -> None:
+        """A transport that fails does not take the others along."""
+        try:
+            act(near, name)
+            return
+        except Mismatch as error:
+            raise Mismatch(f"{name}: {error}") from None
+        except Unavailable as error:
+            why = str(error)
+        except Exception as error:
+            if not near.is_alive():
+                raise PeerFailed(f"the far process ended while {name} was measured: {error}") from None
+            why = f"{type(error).__name__}: {error}"
+        why = " ".join(why.split())
+        self._findings.missing[name] = why
+        self._say(f"{name}: not available: {why}")
+        try:
+            near.close(self._prefix + name)
+        except Exception:  # it has failed already
+            pass
+
+    def _open(self, near: Near, name: str) -> None:
+        if name != CEILING and (remark := near.open(self._prefix + name)):
+            self._findings.remarks[name] = remark
+
+    def _turn(self, near: Near, name: str, size: Size, index: int) -> None:
+        if name == CEILING:
+            trips, stream = None, copy_stream(near.payloads(size), self._dicts(name, size))
+        else:
+            key = self._prefix + name
+            if (name, size) not in self._trip_s and size.dict_bytes < HUGE_BYTES:
+                self._note_trips(name, size, near.trips(key, size, _TRIES))
+            trips = near.trips(key, size, self._trips(name, size))
+            self._note_trips(name, size, trips)
+            stream = near.stream(key, size, self._dicts(name, size))
+        self._dict_s[name, size] = stream.wall_s / stream.dicts
+        self._findings.count_checks(stream)
+        self._findings.turns.append(Turn.of(index, name, size, trips, stream))
+
+    def _note_trips(self, name: str, size: Size, trips: Trips) -> None:
+        self._trip_s[name, size] = percentile(trips.times_us, 50) / 1e6
+        self._findings.count_checks(trips)
+
+    def _trips(self, name: str, size: Size) -> int:
+        each_s = self._trip_s.get((name, size), float("inf"))
+        return self._count(size, self._plan.trips_s, self._plan.least_trips, each_s)
+
+    def _dicts(self, name: str, size: Size) -> int:
+        """As many as fill the time; before the first stream, a trip is taken for two dicts one way."""
+        guess = self._dict_s.get((name, size)) or self._trip_s.get((name, size), size.dict_bytes / 5e9) / 2
+        return self._count(size, self._plan.stream_s, self._plan.least_dicts, guess)
+
+    def _count(self, size: Size, seconds: float, least: int, each_s: float) -> int:
+        if size.dict_bytes >= HUGE_BYTES:
+            least = max(2, least // 2)
+        return max(least, min(100_000, int(seconds / each_s)))
