@@ -63,9 +63,7 @@ def _costs(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def _ratio(turns: Sequence[Turn], lane: str, size: Size, measure: str) -> float | None:
-    return median_ratio(
-        turns, size, f"zmqpp-{lane}-crc", f"zmqpp-{lane}", lambda turn: getattr(turn, measure)
-    )
+    return median_ratio(turns, size, f"zmqpp-{lane}-crc", f"zmqpp-{lane}", measure)
 
 
 def _cost_table(costs: list[dict[str, Any]]) -> Table:

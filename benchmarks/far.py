@@ -53,7 +53,7 @@ class Far:
             self._channel.fail(error)
             return True
         self._channel.send(DONE, result)
-        return verb != "end"
+        return bool(verb != "end")
 
     def do_open(self, name: str) -> None:
         self._transports[name] = make(name)

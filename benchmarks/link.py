@@ -12,6 +12,7 @@ from benchmarks.facts import machine_facts
 from benchmarks.medians import rows_of
 from benchmarks.payload import Size
 from benchmarks.peers import PEERS
+from benchmarks.plot import can_draw, draw
 from benchmarks.report import report, save
 from benchmarks.runner import HUGE_BYTES, Plan, Runner
 from benchmarks.targets import HUGE, LARGE, MEDIUM, SMALL, judge
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, settings and all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
     parser.add_argument(
-        "--sizes", type=Size.parse, nargs="+", metavar="ROWSxCOLUMNS", help=f"default: {_words(SIZES)}"
+        "--sizes", type=_size, nargs="+", metavar="ROWSxCOLUMNS", help=f"default: {_words(SIZES)}"
     )
     parser.add_argument("--transports", nargs="+", choices=PEERS, metavar="NAME", help=_words(PEERS))
     parser.add_argument("--quick", action="store_true", help="two short rounds, and not the largest size")
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.plot:
-        from benchmarks.plot import draw  # before minutes of measuring: matplotlib may be missing
+    if arguments.plot and not can_draw():
+        print("benchmarks: --plot needs matplotlib: install the extra `bench`", file=sys.stderr)
+        return 2
     console, facts, plan = table.console(), machine_facts(), plan_of(arguments)
     findings = Runner(plan, say=lambda line: print(line, file=sys.stderr, flush=True)).run()
     contents = report(__doc__ or "", facts, plan, PEERS, findings)
@@ -64,6 +66,13 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     if arguments.rounds:
         plan = dataclasses.replace(plan, rounds=arguments.rounds)
     return plan
+
+
+def _size(text: str) -> Size:
+    try:
+        return Size.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _at_least_one(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,17 +80,16 @@ def rows_of(turns: Iterable[Turn]) -> list[Row]:
     ]
 
 
-def median_ratio(
-    turns: Iterable[Turn], size: Size, of: str, to: str, measure: Callable[[Turn], float | None]
-) -> float | None:
-    """The median over the rounds of one transport's figure divided by another's in the same round.
+def median_ratio(turns: Iterable[Turn], size: Size, of: str, to: str, measure: str) -> float | None:
+    """The median over the rounds of one transport's `measure` divided by another's in the same round.
 
     A machine that is slower for a while is so for both of a round; None = there is no such round.
     """
-    ours, theirs = {}, {}
+    ours: dict[int, float | None] = {}
+    theirs: dict[int, float | None] = {}
     for turn in turns:
         if turn.size == size and turn.transport in (of, to):
-            (ours if turn.transport == of else theirs)[turn.round] = measure(turn)
+            (ours if turn.transport == of else theirs)[turn.round] = getattr(turn, measure)
     ratios = [value / base for index, value in ours.items() if value and (base := theirs.get(index))]
     return statistics.median(ratios) if ratios else None
 

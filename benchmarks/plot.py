@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ Rows = dict[str, dict[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("json", type=Path, help="what `link --json` wrote")
     parser.add_argument("picture", type=Path, help="FILE.png")
+
+
+def can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -73,15 +73,6 @@ class Verdict:
 
 def judge(turns: Sequence[Turn]) -> list[Verdict]:
     return [
-        Verdict(
-            target,
-            median_ratio(
-                turns,
-                target.size,
-                target.of,
-                target.to,
-                lambda turn, name=target.measure: getattr(turn, name),
-            ),
-        )
+        Verdict(target, median_ratio(turns, target.size, target.of, target.to, target.measure))
         for target in TARGETS
     ]
