@@ -106,7 +106,7 @@ def test_nested_keys_of_other_types_are_refused() -> None:
 
 
 def test_wire_dtypes_are_all_of_torch_but_those_its_text_excepts() -> None:
-    text = (Path(__file__).parents[2] / "zmqpp/_tensors.py").read_text()
+    text = (Path(__file__).parents[2] / "zmqpp/_manifest.py").read_text()
     text = text.partition('"""Every torch dtype but these')[2].partition('"""')[0]
     for kind in ("int", "uint"):
         text = text.replace(f"{kind}1 to {kind}7", ", ".join(f"{kind}{bits}" for bits in range(1, 8)))

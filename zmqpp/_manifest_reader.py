@@ -1,0 +1,178 @@
+"""A manifest and its payload -> the dict; nothing in either is trusted, executed or imported.
+
+Prose: docs/wire_format.md, section "Manifest".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from zmqpp._manifest import (
+    ALIGN,
+    ARRAY,
+    BIG_INT,
+    DICT,
+    LARGE_BYTES,
+    LARGE_STR,
+    LIST,
+    MAX_DEPTH,
+    TENSOR,
+    WILD_STR,
+    WIRE_DTYPES,
+)
+from zmqpp._numpy_types import parse_dtype
+from zmqpp.errors import MalformedError
+
+__all__ = ["decode"]
+
+_decoder = msgspec.msgpack.Decoder()
+
+
+def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> dict[str, Any]:
+    """Rebuild the dict. Tensors and arrays are views of `block` (buffer protocol, or None without payload).
+
+    Args:
+        manifest: checked for well-formed msgpack by the engine, and for everything else here.
+        device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory.
+    Raises:
+        MalformedError: the bytes are not what `encode` writes.
+    """
+    try:
+        sizes, root = _decoder.decode(manifest)
+        reader = _Reader(sizes, block, device)
+        values = reader.value(root, 0)
+    except MalformedError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        KeyError,
+        IndexError,
+        msgspec.MsgspecError,
+    ) as error:
+        raise MalformedError(f"manifest: {type(error).__name__}: {error}", op="decode") from error
+    if type(values) is not dict or any(type(key) is not str for key in values):
+        raise MalformedError("manifest: its root is not a dict with str keys", op="decode")
+    return values
+
+
+class _Reader:
+    """Turns the decoded msgpack tree into values; trusts none of it."""
+
+    def __init__(self, sizes: Any, block: Any, device: torch.device | None) -> None:
+        self._block = block
+        self._device = device
+        self._places: list[tuple[int, int]] = []  # offset, size of each buffer
+        end = 0
+        for size in _list_of_sizes(sizes, "buffer size"):
+            self._places.append((end, size))
+            end += (size + ALIGN - 1) // ALIGN * ALIGN
+        have = 0 if block is None else len(block)
+        if end != have:
+            raise MalformedError(
+                f"manifest: its buffers make {end} bytes, the payload has {have}", op="decode"
+            )
+
+    def value(self, item: Any, depth: int) -> Any:
+        if type(item) is not list:
+            return item
+        if depth > MAX_DEPTH or not item:
+            raise MalformedError("manifest: an empty array, or nested too deeply", op="decode")
+        tag, rest = item[0], item[1:]
+        if type(tag) is not int:
+            raise MalformedError(f"manifest: {tag!r} is no kind of value", op="decode")
+        if tag == LIST:
+            return [self.value(entry, depth + 1) for entry in rest]
+        if tag == DICT:
+            return self._dict(rest, depth)
+        if tag == TENSOR:
+            return self._tensor(*rest)
+        if tag == ARRAY:
+            return self._array(*rest)
+        if tag == BIG_INT:
+            return int.from_bytes(_bytes(rest), "little", signed=True)
+        if tag == WILD_STR:
+            return _bytes(rest).decode("utf-8", "surrogatepass")
+        if tag == LARGE_BYTES:
+            return self._large(*rest)
+        if tag == LARGE_STR:
+            return self._large(*rest).decode("utf-8", "surrogatepass")
+        raise MalformedError(f"manifest: unknown kind of value {tag}", op="decode")
+
+    def _dict(self, rest: list[Any], depth: int) -> dict[Any, Any]:
+        if len(rest) % 2:
+            raise MalformedError("manifest: a key without a value", op="decode")
+        keys = [self._key(key) for key in rest[::2]]
+        values = {key: self.value(item, depth + 1) for key, item in zip(keys, rest[1::2], strict=True)}
+        if len(values) != len(keys):
+            raise MalformedError("manifest: a key appears twice", op="decode")
+        return values
+
+    def _key(self, item: Any) -> Any:
+        if type(item) is list and (not item or item[0] not in (BIG_INT, WILD_STR)):
+            raise MalformedError("manifest: a key must be a plain value", op="decode")
+        return self.value(item, 0)
+
+    def _large(self, index: Any) -> bytes:
+        offset, size = self._place(index)
+        return bytes(memoryview(self._block)[offset : offset + size]) if size else b""
+
+    def _place(self, index: Any, size: int | None = None) -> tuple[int, int]:
+        if type(index) is not int or not 0 <= index < len(self._places):
+            raise MalformedError(f"manifest: there is no buffer {index!r}", op="decode")
+        offset, have = self._places[index]
+        if size is None:
+            size = have
+        if have != size:
+            raise MalformedError(
+                f"manifest: buffer {index} has {have} bytes, its shape makes {size}", op="decode"
+            )
+        return offset, size
+
+    def _tensor(self, index: Any, name: Any, on_device: Any, shape: Any) -> torch.Tensor:
+        dtype = WIRE_DTYPES.get(name) if type(name) is str else None
+        if dtype is None or type(on_device) is not bool:
+            raise MalformedError(f"manifest: unknown tensor dtype {name!r}", op="decode")
+        dims = _list_of_sizes(shape, "dimension")
+        count = math.prod(dims)
+        offset, size = self._place(index, count * dtype.itemsize)
+        if size == 0:
+            tensor = torch.empty(dims, dtype=dtype)
+        else:
+            tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
+        return tensor.to(self._device) if on_device and self._device is not None else tensor
+
+    def _array(self, index: Any, described: Any, shape: Any) -> np.ndarray[Any, Any]:
+        dtype = parse_dtype(described)
+        dims = _list_of_sizes(shape, "dimension")
+        if len(dims) > _NUMPY_MAX_DIMS:
+            raise MalformedError(f"manifest: an array of {len(dims)} dimensions", op="decode")
+        offset, size = self._place(index, math.prod(dims) * dtype.itemsize)
+        if size == 0:
+            return np.empty(dims, dtype=dtype)
+        return np.ndarray(dims, dtype=dtype, buffer=self._block, offset=offset)
+
+
+_NUMPY_MAX_DIMS = 64
+
+
+def _list_of_sizes(value: Any, what: str) -> list[int]:
+    if type(value) is not list:
+        raise MalformedError(f"manifest: {what}s must be a list", op="decode")
+    for entry in value:
+        if type(entry) is not int or not 0 <= entry < 1 << 62:
+            raise MalformedError(f"manifest: {entry!r} is no {what}", op="decode")
+    return value
+
+
+def _bytes(rest: list[Any]) -> bytes:
+    if len(rest) != 1 or type(rest[0]) is not bytes:
+        raise MalformedError("manifest: bytes expected", op="decode")
+    return rest[0]
