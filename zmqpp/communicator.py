@@ -3,45 +3,53 @@
 with ZeroMQCommunicator(rank=0, bind="127.0.0.1:15550", connect="127.0.0.1:15551") as comm:
     comm.send_tensor_dict({"hidden_states": hidden})
     result = comm.recv_tensor_dict()
+
+In asyncio, handles are awaited, and dicts come one after another:
+
+    for handle in comm.isend_tensor_dict({"hidden_states": hidden}):
+        await handle
+    async for result in comm.recv_tensor_dicts():
+        ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import torch
 
-from zmqpp.errors import ConfigError, TensorMismatchError, UnsupportedError
+from zmqpp import _slices
+from zmqpp._opening import check_device
+from zmqpp._slices import AllGatherGroup, TensorDict
+from zmqpp.config import LANES
+from zmqpp.errors import ConfigError, UnsupportedError
 from zmqpp.tickets import Done, RecvTicket
-from zmqpp.transport import Link, check_device
+from zmqpp.transport import Link
 
-__all__ = ["AllGatherGroup", "Handle", "ZeroMQCommunicator"]
-
-TensorDict = dict[str, Any]
-
-LANES = ("auto", "tcp")
-"""Ways payload can move in this release."""
-
-_SLICES = "\0slices"
-"""Reserved key: full shapes of the tensors of which only this rank's slice travels."""
+__all__ = ["LANES", "AllGatherGroup", "Handle", "ReceiveHandle", "ZeroMQCommunicator"]
 
 
 class Handle(Protocol):
-    """An operation in flight. Source: `Handle` of vLLM's distributed/parallel_state.py."""
+    """An operation in flight; `await handle` is `wait()` that leaves the event loop running.
+
+    Source: `Handle` of vLLM's distributed/parallel_state.py.
+    """
 
     def is_completed(self) -> bool: ...
 
     def wait(self) -> None: ...
 
+    def __await__(self) -> Generator[Any, None, None]: ...
 
-class AllGatherGroup(Protocol):
-    """What is needed of the tensor-parallel group whose ranks each carry a slice."""
 
-    world_size: int
-    rank_in_group: int
+class ReceiveHandle(Handle, Protocol):
+    """A receive in flight. Cancelling the task that awaits it cancels the receive, too."""
 
-    def all_gather(self, input_: torch.Tensor, dim: int = -1) -> torch.Tensor: ...
+    def cancel(self) -> bool:
+        """Give it up; its dict goes to the next receive. False: too late, or a thread waits for it."""
 
 
 class ZeroMQCommunicator:
@@ -52,7 +60,8 @@ class ZeroMQCommunicator:
         world_size: 1 is a ring of one, where nothing moves.
         bind: where the next rank connects, see `zmqpp.endpoint`; None = this rank only receives.
         connect: the previous rank's `bound` address; None = this rank only sends.
-        lane: how payload moves; one of `LANES`.
+        lane: how payload moves; one of `LANES`: "auto" is shared memory where both ranks can open it, and the
+            socket elsewhere. None = what ZMQPP_LANE says, or "auto".
         device: where tensors go that were not in CPU memory at the sender; None = CPU memory.
         timeout_ms: deadline of every operation that is given none; finite and above 0.
     Raises:
@@ -67,7 +76,7 @@ class ZeroMQCommunicator:
         *,
         bind: str | int | None = None,
         connect: str | None = None,
-        lane: str = "auto",
+        lane: str | None = None,
         device: torch.device | str | None = None,
         timeout_ms: float = 300_000,
     ) -> None:
@@ -75,7 +84,7 @@ class ZeroMQCommunicator:
             raise ConfigError(f"world_size={world_size!r} must be an int of at least 1")
         if not (_is_int(rank) and 0 <= rank < world_size):
             raise ConfigError(f"rank={rank!r} must be an int within 0..{world_size - 1}")
-        if lane not in LANES:
+        if lane is not None and lane not in LANES:
             raise UnsupportedError(f"lane {lane!r} is not available; use one of {', '.join(LANES)}")
         self.rank, self.world_size = rank, world_size
         self._timeout_s = _seconds(timeout_ms)
@@ -94,6 +103,7 @@ class ZeroMQCommunicator:
             device=device,
             rank=rank,
             world_size=world_size,
+            lane=lane,
         )
 
     @property
@@ -138,11 +148,10 @@ class ZeroMQCommunicator:
         """
         if self.world_size == 1:
             return tensor_dict
-        handles = self.isend_tensor_dict(
-            tensor_dict, dst, all_gather_group, all_gather_tensors, timeout_ms=timeout_ms
-        )
-        for handle in handles:
-            handle.wait()
+        if dst is not None:
+            self._check_neighbour("dst", dst, self.next_rank)
+        outgoing = _slices.cut(tensor_dict, all_gather_group, all_gather_tensors)
+        self._require_link().send_dict(outgoing, timeout_s=self._deadline_s(timeout_ms))
         return None
 
     def recv_tensor_dict(
@@ -164,10 +173,31 @@ class ZeroMQCommunicator:
         """
         if self.world_size == 1:
             return None
-        self._check_neighbour("src", src, self.previous_rank)
+        if src is not None:
+            self._check_neighbour("src", src, self.previous_rank)
         values = self._require_link().recv_dict(timeout_s=self._deadline_s(timeout_ms))
-        _gather(values, values.pop(_SLICES, {}), all_gather_group, all_gather_tensors)
-        return values
+        return _slices.whole(values, all_gather_group, all_gather_tensors)
+
+    async def recv_tensor_dicts(
+        self,
+        src: int | None = None,
+        all_gather_group: AllGatherGroup | None = None,
+        all_gather_tensors: dict[str, bool] | None = None,
+        *,
+        timeout_ms: float | None = None,
+    ) -> AsyncGenerator[TensorDict, None]:
+        """Every dict from rank `src` until it closes; in a ring of one, none.
+
+        Whoever stops iterating leaves the next dict to the next receive.
+        Args and errors: as `recv_tensor_dict`; `timeout_ms` is for each dict.
+        """
+        if self.world_size == 1:
+            return
+        self._check_neighbour("src", src, self.previous_rank)
+        dicts = self._require_link().dicts(timeout_s=self._deadline_s(timeout_ms))
+        async with aclosing(dicts):
+            async for values in dicts:
+                yield _slices.whole(values, all_gather_group, all_gather_tensors)
 
     def isend_tensor_dict(
         self,
@@ -186,7 +216,7 @@ class ZeroMQCommunicator:
         if self.world_size == 1:
             return []
         self._check_neighbour("dst", dst, self.next_rank)
-        outgoing = _slice(tensor_dict, all_gather_group, all_gather_tensors)
+        outgoing = _slices.cut(tensor_dict, all_gather_group, all_gather_tensors)
         ticket = self._require_link().isend_dict(outgoing, timeout_s=self._deadline_s(timeout_ms))
         return [Done(), ticket]
 
@@ -197,7 +227,7 @@ class ZeroMQCommunicator:
         all_gather_tensors: dict[str, bool] | None = None,
         *,
         timeout_ms: float | None = None,
-    ) -> tuple[TensorDict | None, list[Handle], list[Callable[[], None]]]:
+    ) -> tuple[TensorDict | None, list[ReceiveHandle], list[Callable[[], None]]]:
         """Start receiving: (dict, handles to wait for, postprocess to call then), then the dict is complete.
 
         It never blocks, where vLLM waits for the metadata: until `wait()` the dict is *empty*. vLLM's worker
@@ -213,7 +243,7 @@ class ZeroMQCommunicator:
         return (
             values,
             [receiving],
-            [lambda: _gather(values, receiving.slices, all_gather_group, all_gather_tensors)],
+            [lambda: _slices.gather(values, receiving.shapes, all_gather_group, all_gather_tensors)],
         )
 
     def wait_peers(self, timeout_ms: float | None = None) -> None:
@@ -257,75 +287,33 @@ class _Receiving:
     def __init__(self, ticket: RecvTicket, values: TensorDict) -> None:
         self._ticket: RecvTicket | None = ticket
         self._values = values
-        self.slices: Any = {}  # name -> full shape, of the tensors of which a slice came
+        self._filling = threading.Lock()
+        self.shapes: Any = {}  # of the tensors of which a slice came
 
     def is_completed(self) -> bool:
-        return self._ticket is None or self._ticket.is_completed()
+        ticket = self._ticket
+        return ticket is None or ticket.is_completed()
 
     def wait(self) -> None:
-        if self._ticket is not None:
-            got = self._ticket.wait()
-            self.slices = got.pop(_SLICES, {})
-            self._values.update(got)
-            self._ticket = None
+        ticket = self._ticket
+        if ticket is not None:
+            self._fill(ticket.wait())
 
+    def __await__(self) -> Generator[Any, None, None]:
+        ticket = self._ticket
+        if ticket is not None:
+            self._fill((yield from ticket.__await__()))
 
-# ---- slices of replicated tensors ------------------------------------------------------------------------
+    def cancel(self) -> bool:
+        ticket = self._ticket
+        return ticket is not None and ticket.cancel()
 
-
-def _slice(values: TensorDict, group: AllGatherGroup | None, overrides: dict[str, bool] | None) -> TensorDict:
-    """`values` with this rank's part of each tensor that is to be gathered, and the shapes they came from."""
-    if type(values) is dict and _SLICES in values:
-        raise ConfigError(f"the key {_SLICES!r} is reserved")
-    if type(values) is not dict or group is None or group.world_size == 1:
-        return values
-    out, shapes = dict(values), {}
-    for key, value in values.items():
-        if isinstance(value, torch.Tensor) and _is_sliced(key, value.numel(), group, overrides):
-            shapes[key] = list(value.shape)
-            out[key] = value.reshape(group.world_size, -1)[group.rank_in_group]
-    if shapes:
-        out[_SLICES] = shapes
-    return out
-
-
-def _gather(
-    values: TensorDict, shapes: Any, group: AllGatherGroup | None, overrides: dict[str, bool] | None
-) -> None:
-    """Replace every slice by the whole tensor, in place; `shapes` are what they were cut from."""
-    if not isinstance(shapes, dict):
-        raise TensorMismatchError("receive: malformed shapes of sliced tensors")
-    expected = _expected_slices(values, shapes, group, overrides)
-    if expected != set(shapes):
-        raise TensorMismatchError(
-            f"receive: the sender sliced {sorted(shapes)}, this rank expects {sorted(expected)}; "
-            "give both sides the same all_gather_group size and all_gather_tensors"
-        )
-    for key, shape in shapes.items():
-        part = values[key]
-        if group is None or not isinstance(part, torch.Tensor):
-            raise TensorMismatchError(f"receive: {key!r} was sliced, but is no tensor")
-        values[key] = group.all_gather(part, dim=0).reshape(shape)
-
-
-def _expected_slices(
-    values: TensorDict, shapes: TensorDict, group: AllGatherGroup | None, overrides: dict[str, bool] | None
-) -> set[str]:
-    if group is None or group.world_size == 1:
-        return set()
-    expected = set()
-    for key, value in values.items():
-        if isinstance(value, torch.Tensor):
-            numel = value.numel() * group.world_size if key in shapes else value.numel()
-            if _is_sliced(key, numel, group, overrides):
-                expected.add(key)
-    return expected
-
-
-# Source: GroupCoordinator._should_use_all_gather; empty tensors are never sliced.
-def _is_sliced(key: str, numel: int, group: AllGatherGroup, overrides: dict[str, bool] | None) -> bool:
-    divides = numel > 0 and numel % group.world_size == 0
-    return divides and (overrides or {}).get(key, divides)
+    def _fill(self, got: TensorDict) -> None:
+        with self._filling:
+            if self._ticket is not None:
+                self.shapes = _slices.take_shapes(got)
+                self._values.update(got)
+                self._ticket = None
 
 
 def _seconds(timeout_ms: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from zmqpp.errors import ConfigError
 
@@ -25,7 +25,12 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "handshake_s": (0.1, 3600),
     "timeout_s": (0.001, 1e9),
     "linger_s": (0, 3600),
+    "shm_bytes": (1 * _MIB, 1 << 40),
+    "shm_hold_bytes": (0, 1 << 40),
+    "spin_us": (0, 100_000),
 }
+LANES = ("auto", "tcp", "shm")
+"""Ways payload can move in this release."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,17 @@ class TransportConfig:
     """Deadline of operations that are given none."""
     linger_s: float = 5.0
     """How long `close()` goes on sending what is queued, if the peer is there."""
+    lane: str = "auto"
+    """How payload moves: "shm", through a shared memory segment, fails where the peer cannot open it; "tcp", through
+    the socket; "auto", shm where the peer can open the segment, else the socket."""
+    shm_bytes: int = 256 * _MIB
+    """Largest size of the shared segment's payload area; memory is committed as it is needed."""
+    shm_hold_bytes: int = 0
+    """What received tensors may keep of the segment; beyond, dicts are copied out of it. 0 = half of `shm_bytes`."""
+    spin_us: int = 100
+    """A waiter polls at most this long before it sleeps; it adapts downwards; 0 = never."""
+    checksum: bool = False
+    """Send a crc32c of every message's body along, and check those that come."""
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
@@ -71,6 +87,10 @@ class TransportConfig:
                 raise ConfigError(f"{name} must be a number, not {value!r}")
             if not smallest <= value <= largest:
                 raise ConfigError(f"{name}={value} must lie within {smallest:g}..{largest:g}")
+        if not isinstance(self.lane, str) or self.lane not in LANES:
+            raise ConfigError(f"lane={self.lane!r} must be one of {', '.join(LANES)}")
+        if not isinstance(self.checksum, bool):
+            raise ConfigError(f"checksum must be True or False, not {self.checksum!r}")
         if self.chunk_bytes % 64:
             raise ConfigError(f"chunk_bytes={self.chunk_bytes} must be a multiple of 64")
         if 0 < self.peer_timeout_s <= self.heartbeat_s:
@@ -84,17 +104,38 @@ class TransportConfig:
         """The defaults, with those replaced that `ZMQPP_<FIELD>` sets.
 
         Raises:
-            ConfigError: a variable is not a number, or out of its range.
+            ConfigError: a variable is not a number, not a yes or no, or out of its range.
         """
         types = get_type_hints(cls)
-        given: dict[str, int | float] = {}
+        given: dict[str, Any] = {}
         for field in fields(cls):
             variable = f"ZMQPP_{field.name.upper()}"
             text = os.environ.get(variable, "").strip()
-            if not text:
-                continue
-            try:
-                given[field.name] = int(text) if types[field.name] is int else float(text)
-            except ValueError:
-                raise ConfigError(f"{variable}={text!r} is not a number") from None
-        return cls(**given)  # type: ignore[arg-type]
+            if text:
+                given[field.name] = _parse(variable, text, types[field.name])
+        return cls(**given)
+
+
+def _parse(variable: str, text: str, wanted: type) -> int | float | str | bool:
+    if wanted is str:
+        return text
+    if wanted is bool:
+        if text.lower() not in _SWITCH:
+            raise ConfigError(f"{variable}={text!r} must be one of {', '.join(_SWITCH)}")
+        return _SWITCH[text.lower()]
+    try:
+        return int(text) if wanted is int else float(text)
+    except ValueError:
+        raise ConfigError(f"{variable}={text!r} is not a number") from None
+
+
+_SWITCH = {
+    "1": True,
+    "0": False,
+    "true": True,
+    "false": False,
+    "yes": True,
+    "no": False,
+    "on": True,
+    "off": False,
+}

@@ -1,15 +1,20 @@
 """Operations in flight: what a send or a posted receive hands back.
 
 A ticket has vLLM's handle interface, `wait()` and `is_completed()` (`Handle` in vllm/distributed/parallel_state.py).
+In asyncio it is awaited: `await ticket` is `wait()` that leaves the event loop running, without a thread. It may be
+awaited and waited for any number of times, in any loop and thread.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Generator
 from typing import Any
 
 from zmqpp import _engine
-from zmqpp.errors import RecvTimeout, SendTimeout, SequenceError, ZmqppError
+from zmqpp._wakeups import Wakeups
+from zmqpp.errors import RecvTimeout, SendTimeout
 
 __all__ = ["Done", "RecvTicket", "SendTicket"]
 
@@ -24,13 +29,27 @@ class Done:
     def wait(self) -> None:
         """Return at once."""
 
+    def __await__(self) -> Generator[Any, None, None]:
+        """Return at once."""
+        return
+        yield  # what makes it a generator
+
 
 class SendTicket:
-    """A dict on its way. Dropping the ticket is safe: the link keeps the tensors until they were copied."""
+    """A dict on its way. Dropping the ticket is safe: the link keeps the tensors until they were copied.
 
-    def __init__(self, ticket: _engine.SendTicket | None, timeout_s: float) -> None:
+    `await ticket` is `wait()` under the ticket's default deadline; cancelling it does not stop the send.
+
+    Args:
+        ticket: None = it has been sent.
+        timeout_s: default of `wait`.
+        wakeups: the link's.
+    """
+
+    def __init__(self, ticket: _engine.SendTicket | None, timeout_s: float, wakeups: Wakeups) -> None:
         self._ticket = ticket
         self._timeout_s = timeout_s
+        self._wakeups = wakeups
 
     def is_completed(self) -> bool:
         """True once the tensors may be overwritten, or the send failed (then `wait` raises)."""
@@ -43,16 +62,23 @@ class SendTicket:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
         """
         seconds = self._timeout_s if timeout_s is None else timeout_s
-        if self._ticket and not self._ticket.wait_copied(seconds):
-            raise SendTimeout(
-                f"send: the tensors were not copied within {seconds:g} s; "
-                "the receiver is not there, or does not keep up"
-            )
+        if self._ticket is not None and not self._ticket.wait_copied(seconds):
+            raise _not_copied(seconds)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """As `wait()`."""
+        return self._until_copied().__await__()
+
+    async def _until_copied(self) -> None:
+        if self._ticket is not None:
+            await self._wakeups.until(self._ticket.is_settled, self._timeout_s)
+            if not self._ticket.wait_copied(0):
+                raise _not_copied(self._timeout_s)
 
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""
         seconds = self._timeout_s if timeout_s is None else timeout_s
-        if self._ticket and not self._ticket.wait_sent(seconds):
+        if self._ticket is not None and not self._ticket.wait_sent(seconds):
             raise SendTimeout(
                 f"send: not handed to ZeroMQ within {seconds:g} s; the receiver is not there, or does not keep up"
             )
@@ -62,8 +88,16 @@ class SendTicket:
         return self._ticket is None or self._ticket.is_sent()
 
 
+def _not_copied(seconds: float) -> SendTimeout:
+    return SendTimeout(
+        f"send: the tensors were not copied within {seconds:g} s; the receiver is not there, or does not keep up"
+    )
+
+
 class RecvTicket:
     """A place in the order of receives: tickets get dicts in the order they were posted.
+
+    `await ticket` is `wait()` under the ticket's default deadline; cancelling it gives the place up, as `cancel()`.
 
     Args:
         link: the Link it was posted on, which imports this module.
@@ -76,9 +110,9 @@ class RecvTicket:
         self._ticket = link._engine.post_dict()
         self._tag = tag
         self._timeout_s = timeout_s
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the dict's taking; held by a thread that waits for it
         self._values: dict[str, Any] | None = None
-        self._error: ZmqppError | None = None
+        self._error: Exception | None = None
 
     def is_completed(self) -> bool:
         """True once `wait` would not block."""
@@ -92,19 +126,44 @@ class RecvTicket:
             SequenceError: another tag came.
             MalformedError: the dict does not decode. The link's error: nothing more will come.
         """
-        with self._lock:
-            if not self._done():
-                self._take(self._timeout_s if timeout_s is None else timeout_s)
-            if self._error is not None:
-                raise self._error
-            return self._values or {}
+        seconds = self._timeout_s if timeout_s is None else timeout_s
+        if not self._done() and not self._take(seconds):
+            raise self._link._receive_timeout("dict", seconds)
+        return self._result()
 
-    def cancel(self) -> None:
-        """Give the place up; its dict goes to the next ticket in order."""
-        with self._lock:
-            if not self._done():
-                self._link._engine.cancel_dict(self._ticket)
-                self._error = RecvTimeout("receive: this ticket was cancelled", op="receive")
+    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        """As `wait()`."""
+        return self._arrival().__await__()
+
+    async def _arrival(self) -> dict[str, Any]:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            while not self._done() and not (self._can_take() and self._take(0)):
+                if not await self._link._wakeups.until(self._can_take, deadline - time.monotonic()):
+                    raise self._link._receive_timeout("dict", self._timeout_s)
+        except Exception:
+            raise
+        except BaseException:  # cancelled, or the task was thrown away
+            self.cancel()
+            raise
+        return self._result()
+
+    def cancel(self) -> bool:
+        """Give the place up; its dict goes to the next ticket in order. Never blocks.
+
+        Returns:
+            Whether it did: not when the dict was taken before, nor while a thread is inside `wait`.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._done():
+                return False
+            self._link._engine.cancel_dict(self._ticket)
+            self._error = RecvTimeout("receive: this ticket was cancelled", op="receive")
+            return True
+        finally:
+            self._release()
 
     def __del__(self) -> None:
         # A forgotten place would swallow a dict, and the memory it is allowed to take.
@@ -114,18 +173,39 @@ class RecvTicket:
     def _done(self) -> bool:
         return self._values is not None or self._error is not None
 
-    def _take(self, timeout_s: float) -> None:
-        from zmqpp import _tensors
+    def _result(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
+        return self._values or {}
 
-        got = self._link._engine.wait_dict(self._ticket, timeout_s)
-        if got is None:
-            raise self._link._receive_timeout("dict", timeout_s)
-        manifest, block, tag, _epoch = got
+    def _can_take(self) -> bool:
+        """Whether `_take` would not block: a thread that waits for it takes it itself."""
+        return self._done() or (not self._lock.locked() and self._link._engine.is_dict_ready(self._ticket))
+
+    def _take(self, timeout_s: float) -> bool:
+        """Have the dict, or the error it makes; False: it is not there yet."""
+        until = time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=max(0, min(timeout_s, threading.TIMEOUT_MAX))):
+            return False
         try:
-            if self._tag is not None and tag != self._tag:
-                raise SequenceError(
-                    f"receive: a dict with tag {tag} came from {self._link.previous}, expected {self._tag}"
-                )
-            self._values = _tensors.decode(manifest, block, self._link.device)
-        except ZmqppError as error:
+            if not self._done():
+                got = self._link._engine.wait_dict(self._ticket, max(0, until - time.monotonic()))
+                if got is None:
+                    return False
+                self._keep(got)
+            return True
+        finally:
+            self._release()
+
+    def _keep(self, got: tuple[bytes, _engine.Block | None, int, int]) -> None:
+        try:
+            self._values = self._link._open(got, self._tag)
+        except Exception as error:
             self._error = error
+        except BaseException:  # a Ctrl-C is for who waits now, not for who asks again
+            self._error = RecvTimeout("receive: an interrupt came while the dict was taken", op="receive")
+            raise
+
+    def _release(self) -> None:
+        self._lock.release()
+        self._link._wakeups.poke()  # tasks that found the lock taken

@@ -8,27 +8,33 @@ with Link(bind="127.0.0.1:0", connect=None) as sender, Link(bind=None, connect=s
 
 from __future__ import annotations
 
-import atexit
+import asyncio
 import enum
+import functools
+import logging
 import os
 import threading
-import weakref
+import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import _engine
-from zmqpp._port_owner import path_owner, port_owner
+from zmqpp._opening import check_device, engine_options, forget, load_zmq, open_engine, register
+from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
-from zmqpp.errors import ConfigError, ConnectError, RecvTimeout, ZmqppError
+from zmqpp.errors import ConfigError, PeerLostError, RecvTimeout, SequenceError, ZmqppError
 from zmqpp.tickets import RecvTicket, SendTicket
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
+
+_log = logging.getLogger("zmqpp")
 
 
 class Relay(enum.IntEnum):
@@ -81,6 +87,7 @@ class Link:
         device: where tensors go that came from a device; None = CPU memory.
         expect: the `name` that the previous place must have given itself; empty: any.
         rank, world_size: given on both sides, the receiver refuses a sender that is not rank - 1.
+        lane: in place of the configuration's.
     Raises:
         ConfigError: an address, device or setting is wrong. ConnectError: an address is in use, or not of
             this machine.
@@ -100,10 +107,13 @@ class Link:
         expect: str = "",
         rank: int = -1,
         world_size: int = 0,
+        lane: str | None = None,
     ) -> None:
         if bind is None and connect is None:
             raise ConfigError("open: a link needs `bind`, `connect` or both")
         self.config = config or TransportConfig.from_env()
+        if lane is not None:
+            self.config = replace(self.config, lane=lane)
         self.name = name
         self.previous = previous or "the previous place"
         self.next = next or "the next place"
@@ -111,19 +121,21 @@ class Link:
         where = None if bind is None else bind_endpoint(bind)
         whom = None if connect is None else connect_endpoint(connect)
         self.connect = None if whom is None else str(whom)
-        _load_zmq()
-        options = _engine_options(self.config)
+        load_zmq()
+        options = engine_options(self.config)
         options.update(bind=str(where or ""), connect=str(whom or ""), name=name, relay=int(relay))
         options.update(
             previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size
         )
-        self._engine = _open(options, where)
+        self._engine = open_engine(options, where)
         self.bound: str | None = self._engine.bound() or None
-        self._lane = "ipc" if (where or whom or Endpoint("tcp")).scheme == "ipc" else "tcp"
+        self._sockets = (_scheme(where), _scheme(whom))
+        self._lane_said = False
+        self._wakeups = Wakeups(self._engine)
         self._owner = os.getpid()
         self._in_flight: deque[tuple[_engine.SendTicket, list[Any]]] = deque()
         self._in_flight_lock = threading.Lock()
-        _register(self)
+        register(self)
 
     def send_control(
         self, body: bytes, *, route: Route, tag: int = 0, timeout_s: float | None = None
@@ -168,21 +180,21 @@ class Link:
                 tensors, arrays or large bytes and str is limited to 16 MiB.
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
-        from zmqpp import _tensors
-
         seconds = self._seconds(timeout_s)
-        encoded = _tensors.encode(tensors)
-        self._reap()
+        encoded = _tensors().encode(tensors)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
-        if ticket is not None and not ticket.is_settled():
-            with self._in_flight_lock:
-                self._in_flight.append((ticket, encoded.owners))
-        return SendTicket(ticket, seconds)
+        self._hold(ticket, encoded.owners)
+        return SendTicket(ticket, seconds, self._wakeups)
 
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
         """Send a dict; return when its tensors may be overwritten. Raises as `isend_dict`; SendTimeout."""
-        # The engine ends the ticket at the deadline; a little later means that the engine itself is stuck.
-        self.isend_dict(tensors, tag=tag, timeout_s=timeout_s).wait(self._seconds(timeout_s) + 5.0)
+        seconds = self._seconds(timeout_s)
+        encoded = _tensors().encode(tensors)
+        ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
+        self._hold(ticket, encoded.owners)
+        if ticket is not None:
+            # The engine ends the ticket at the deadline; a little later means that the engine itself is stuck.
+            SendTicket(ticket, seconds, self._wakeups).wait(seconds + 5.0)
 
     def irecv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> RecvTicket:
         """Take the next place in the order of receives; never blocks. `timeout_s` is for its `wait`."""
@@ -190,12 +202,36 @@ class Link:
 
     def recv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """The next dict. Raises as `RecvTicket.wait`; after RecvTimeout it is left for the next call."""
-        ticket = self.irecv_dict(tag=tag, timeout_s=timeout_s)
-        try:
-            return ticket.wait()
-        except BaseException:
-            ticket.cancel()
-            raise
+        seconds = self._seconds(timeout_s)
+        got = self._engine.recv_dict(seconds)
+        if got is None:
+            raise self._receive_timeout("dict", seconds)
+        return self._open(got, tag)
+
+    async def dicts(
+        self, *, tag: int | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Every dict that comes, until the previous place closes its link.
+
+        Nothing is taken ahead: who stops iterating leaves the next dict to the next receive. A consumer that is
+        slower than the dicts lets other tasks run now and then.
+
+        Args: as `recv_dict`, for each dict.
+        Raises:
+            As `recv_dict`. PeerLostError: the previous place died.
+        """
+        turn = time.monotonic()
+        while True:
+            try:
+                values = await self.irecv_dict(tag=tag, timeout_s=timeout_s)
+            except PeerLostError as error:
+                if str(error).endswith(_GOODBYE):
+                    return
+                raise
+            yield values
+            if time.monotonic() - turn > _TURN_S:  # an await of what is there already lets nobody else run
+                await asyncio.sleep(0)
+                turn = time.monotonic()
 
     def wait_peers(self, timeout_s: float | None = None) -> None:
         """Return when the previous place has greeted us and the next one is connected.
@@ -204,6 +240,8 @@ class Link:
             ConnectTimeout: who did not come, and why if known. The halves' errors.
         """
         self._engine.wait_peers(self._seconds(timeout_s))
+        if not self._lane_said:
+            self._say_lane()
 
     def next_error(self) -> ZmqppError | None:
         """What the sending half failed with; None while it works, or was not asked for."""
@@ -218,11 +256,45 @@ class Link:
         self._engine.set_epoch(epoch)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since opening, whether the peers are connected, and the lane payloads take."""
+        """What was counted since opening, and how things stand now; always on.
+
+        Lanes:
+            lane: how payload moves, "tcp", "ipc" (a Unix socket) or "shm"; of the sending half if there is one.
+            send_lane, receive_lane: of each half; None where there is none, or before its peer has agreed.
+            lane_reason: why it is not "shm"; "" if it is, or was not asked for.
+            send_peer_connected, receive_peer_connected: whether the peers are there.
+        Counted since opening:
+            bytes_sent, bytes_received: heads and bodies.
+            messages_sent, messages_received; dicts_sent, dicts_received; control_sent, control_received.
+            chunks_sent, chunks_received: pieces of large payloads that went through the socket.
+            copies_out, copies_in: copies from source tensors, and into the memory of received ones.
+            allocations: of payload memory from the system, by the sending half; doorbells: sleepers that were
+                woken in the other process.
+            relayed: control messages passed on; stale: what was dropped for its old epoch.
+            cancelled: dicts given up half-way, by this sender or by the one it receives from.
+            send_wait_ns: waited for room in the queue, pool or segment; peer_wait_ns: waited for something to come.
+        Now:
+            in_flight: dicts that were accepted and are not copied yet.
+            held_bytes: received payload that tensors still refer to.
+        Median and 99th percentile of a dict's transfer, in microseconds:
+            send_p50_us, send_p99_us: from its acceptance until its tensors may be overwritten.
+            receive_p50_us, receive_p99_us: through the socket, from a dict's first message to its last; through
+                shared memory, from its being there until it was taken.
+        """
         counters: dict[str, Any] = self._engine.stats()
         for name in ("send_peer_connected", "receive_peer_connected"):
             counters[name] = bool(counters[name])
-        return {**counters, "lane": self._lane}
+        for name in ("send_p50", "send_p99", "receive_p50", "receive_p99"):
+            counters[f"{name}_us"] = counters.pop(f"{name}_ns") / 1000
+        for name, socket in zip(("send_lane", "receive_lane"), self._sockets, strict=True):
+            counters[name] = (None, socket, "shm")[counters[name]]
+        sending, receiving = self._sockets
+        half = "send_lane" if sending else "receive_lane"
+        return {
+            **counters,
+            "lane": counters[half] or sending or receiving,
+            "lane_reason": self._engine.lane_reason(),
+        }
 
     def close(self, linger_s: float | None = None) -> None:
         """Refuse new work, send what is queued for up to `linger_s` if the peer is there, free everything.
@@ -232,8 +304,9 @@ class Link:
         if os.getpid() != self._owner:
             return
         self._engine.close(self.config.linger_s if linger_s is None else linger_s)
+        self._wakeups.poke()
         self._reap()
-        _open_links.discard(self)
+        forget(self)
 
     def __enter__(self) -> Link:
         return self
@@ -255,6 +328,35 @@ class Link:
             op="receive",
         )
 
+    def _open(self, got: tuple[bytes, _engine.Block | None, int, int], tag: int | None) -> dict[str, Any]:
+        """The dict that the engine received, if it carries the tag that is wanted."""
+        manifest, block, came, _epoch = got
+        if tag is not None and came != tag:
+            raise SequenceError(f"receive: a dict with tag {came} came from {self.previous}, expected {tag}")
+        if not self._lane_said:
+            self._say_lane()
+        values: dict[str, Any] = _tensors().decode(manifest, block, self.device)
+        return values
+
+    def _say_lane(self) -> None:
+        """Once, when the receiving half's lane is known: why it is the socket, where it could have been shm."""
+        if self._engine.stats()["receive_lane"]:
+            self._lane_said = True
+            reason = self._engine.lane_reason()
+            if self.config.lane == "auto" and reason:
+                level = logging.INFO if reason.startswith(_ELSEWHERE) else logging.WARNING
+                who = f"{self.name}: " if self.name else ""
+                text = "%stensors from %s come through the socket, not through shared memory: %s"
+                _log.log(level, text, who, self.previous, reason)
+
+    def _hold(self, ticket: _engine.SendTicket | None, owners: list[Any]) -> None:
+        """Keep what the engine still reads, even if nobody keeps the ticket."""
+        if self._in_flight:
+            self._reap()
+        if ticket is not None and not ticket.is_settled():
+            with self._in_flight_lock:
+                self._in_flight.append((ticket, owners))
+
     def _reap(self) -> None:
         """Let go of tensors that the engine has copied."""
         with self._in_flight_lock:
@@ -262,82 +364,20 @@ class Link:
                 self._in_flight.popleft()
 
 
-# ---- opening ---------------------------------------------------------------------------------------------
-
-_open_links: weakref.WeakSet[Link] = weakref.WeakSet()
-_EXIT_LINGER_S = 1.0
-
-
-def _register(link: Link) -> None:
-    if not _open_links:
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-    _open_links.add(link)
+_TURN_S = 0.001
+"""How long a task may go on with dicts that are there already before other tasks have their turn."""
+_GOODBYE = " closed the link"
+"""How the engine's text ends when the previous place has closed, and all it sent was received."""
+_ELSEWHERE = "another host"
+"""How the engine's reason begins when shared memory was out of the question."""
 
 
-def _close_all() -> None:
-    """At exit, while threads that wait in the engine can still be woken and return to Python."""
-    for link in list(_open_links):
-        link.close(_EXIT_LINGER_S)
+@functools.cache
+def _tensors() -> ModuleType:
+    """Loaded with the first dict: links that only carry control messages need no torch."""
+    from zmqpp import _tensors as module
 
-
-def _load_zmq() -> None:
-    """Load pyzmq, and let the engine use the libzmq that came with it."""
-    from zmq.backend import Socket
-
-    module = __import__(Socket.__module__, fromlist=["_"])
-    _engine.load_zmq(getattr(module, "__file__", None) or "")
-
-
-def _engine_options(config: TransportConfig) -> dict[str, Any]:
-    options = asdict(config)
-    for name in ("timeout_s", "linger_s"):  # used on this side of the binding
-        del options[name]
-    return options
-
-
-def _open(options: dict[str, Any], where: Endpoint | None) -> _engine.Link:
-    try:
-        return _engine.Link(options)
-    except ConnectError as error:
-        if where is None or error.code not in ("address_in_use", "address_unavailable"):
-            raise
-        raise ConnectError(_bind_advice(error, where), op="bind", code=error.code) from None
-
-
-def _bind_advice(error: ConnectError, where: Endpoint) -> str:
-    if error.code == "address_unavailable":
-        return f"{error}; {where.host!r} is not an address of this machine: bind to one of its own, or to *"
-    is_tcp = where.scheme == "tcp"
-    owner = port_owner(where.port) if is_tcp else path_owner(where.path)
-    held = f"; it is held by {owner}" if owner else ""
-    return f"{error}{held}; on one host give each stage its own {'port' if is_tcp else 'path'}"
-
-
-def check_device(device: torch.device | str | int | None) -> torch.device | None:
-    """Where received tensors shall go.
-
-    Raises:
-        ConfigError: it is no device, none of this machine, or none that holds values.
-    """
-    if device is None:
-        return None
-    import torch
-
-    try:
-        wanted = torch.device(device)
-        if (
-            wanted.type == "cuda"
-        ):  # only counts: opening the device here would take memory, and forbid to fork
-            available = (wanted.index or 0) < torch.cuda.device_count()
-        else:
-            available = wanted.type != "meta" and torch.empty(0, device=wanted).device.type == wanted.type
-    except Exception as error:  # each backend has its own
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device={device!r} cannot be used: {reason[:200]}") from None
-    if not available:
-        raise ConfigError(f"device={device!r} cannot be used: there is no such device with memory here")
-    return wanted
+    return module
 
 
 def _caught(check: Callable[[], None]) -> ZmqppError | None:
@@ -346,3 +386,7 @@ def _caught(check: Callable[[], None]) -> ZmqppError | None:
     except ZmqppError as error:
         return error
     return None
+
+
+def _scheme(of: Endpoint | None) -> str | None:
+    return of.scheme if of else None

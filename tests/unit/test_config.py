@@ -15,6 +15,44 @@ def test_environment_overrides_defaults(monkeypatch: pytest.MonkeyPatch) -> None
     assert config.pool_chunks == TransportConfig().pool_chunks
 
 
+@pytest.mark.parametrize("text", ["1", "true", "Yes", " ON "])
+def test_environment_may_say_yes_in_several_words(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ZMQPP_CHECKSUM", text)
+    assert TransportConfig.from_env().checksum is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "No", "off", ""])
+def test_environment_may_say_no_in_several_words(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ZMQPP_CHECKSUM", text)
+    assert TransportConfig.from_env().checksum is False
+
+
+def test_environment_chooses_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQPP_LANE", "tcp")
+    assert TransportConfig.from_env().lane == "tcp"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        (
+            "ZMQPP_CHECKSUM",
+            "maybe",
+            "ZMQPP_CHECKSUM='maybe' must be one of 1, 0, true, false, yes, no, on, off",
+        ),
+        ("ZMQPP_LANE", "udp", "lane='udp' must be one of auto, tcp, shm"),
+        ("ZMQPP_SPIN_US", "a while", "ZMQPP_SPIN_US='a while' is not a number"),
+        ("ZMQPP_SHM_BYTES", "1024", "shm_bytes=1024 must lie within"),
+    ],
+)
+def test_wrong_words_in_the_environment_are_refused_with_the_right_ones(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigError, match=said):
+        TransportConfig.from_env()
+
+
 @pytest.mark.parametrize("value", ["many", "1.5", "-1", "99999999999999999999"])
 def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ZMQPP_POOL_CHUNKS", value)
@@ -31,6 +69,13 @@ def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch, value: str) -> 
         {"inline_bytes": "64"},
         {"timeout_s": float("nan")},
         {"linger_s": float("inf")},
+        {"lane": "udp"},
+        {"lane": None},
+        {"lane": ["tcp"]},
+        {"checksum": 1},
+        {"shm_bytes": 1000},
+        {"shm_hold_bytes": -1},
+        {"spin_us": 100_001},
         {"heartbeat_s": 5.0, "peer_timeout_s": 5.0},
     ],
 )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,100 @@ def test_copies_and_messages_per_dict_are_as_few_as_they_can_be() -> None:
         assert counts == {"dicts_sent": 2, "chunks_sent": 4, "copies_out": 2 + 4}
         got = {name: receiver.stats()[name] - there[name] for name in ("dicts_received", "copies_in")}
         assert got == {"dicts_received": 2, "copies_in": 1 + 4}
+
+
+class Engine:
+    """The engine of a link, some of whose answers are given."""
+
+    def __init__(self, link: Link, stats: dict[str, int], reason: str = "") -> None:
+        self._engine, self._stats, self._reason = link._engine, stats, reason
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def stats(self) -> dict[str, int]:
+        return self._engine.stats() | self._stats
+
+    def lane_reason(self) -> str:
+        return self._reason
+
+
+@pytest.mark.parametrize(
+    ("bound", "send", "receive", "lanes"),
+    [
+        (True, 0, 0, ("tcp", None, None)),
+        (True, 1, 2, ("tcp", "tcp", "shm")),
+        (True, 2, 1, ("shm", "shm", "ipc")),
+        (False, 0, 2, ("shm", None, "shm")),
+        (False, 0, 1, ("ipc", None, "ipc")),
+        (False, 0, 0, ("ipc", None, None)),
+    ],
+)
+def test_stats_name_the_lane_of_each_half(
+    bound: bool, send: int, receive: int, lanes: tuple, tmp_path: Path
+) -> None:
+    bind = ANY_PORT if bound else None
+    with Link(bind=bind, connect=f"ipc://{tmp_path}/previous", config=FAST) as link:
+        link._engine = Engine(link, {"send_lane": send, "receive_lane": receive}, "why not")
+        stats = link.stats()
+        assert tuple(stats[name] for name in ("lane", "send_lane", "receive_lane")) == lanes
+        assert stats["lane_reason"] == "why not"
+
+
+def test_every_number_of_stats_is_documented_and_there() -> None:
+    documented = set(
+        re.findall(r"\b[a-z]+_[a-z0-9_]+\b|\blane\b|\brelayed\b|\bstale\b|\bcancelled\b", Link.stats.__doc__)
+    )
+    documented |= set(re.findall(r"\b(allocations|doorbells)\b", Link.stats.__doc__))
+    with pair() as (sender, receiver):
+        sender.send_dict({"x": torch.ones(10)})
+        receiver.recv_dict()
+        for link in (sender, receiver):
+            assert set(link.stats()) == documented
+            assert all(
+                isinstance(value, float) for name, value in link.stats().items() if name.endswith("_us")
+            )
+
+
+@pytest.mark.parametrize(
+    ("reason", "level"),
+    [("another host: boot ids differ", "INFO"), ("/dev/shm is full", "WARNING"), ("", None)],
+)
+def test_reason_for_the_socket_is_logged_once(
+    reason: str, level: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zmqpp")
+    with pair() as (sender, receiver):
+        caplog.clear()
+        receiver._lane_said = False
+        receiver._engine = Engine(receiver, {"receive_lane": 0}, reason)
+        sender.send_dict({})
+        receiver.recv_dict()
+        assert not caplog.records  # not known yet
+        receiver._engine = Engine(receiver, {"receive_lane": 1}, reason)
+        for _ in range(2):
+            sender.send_dict({})
+            receiver.irecv_dict().wait()
+            receiver.wait_peers()
+        said = [(record.levelname, record.getMessage()) for record in caplog.records]
+        wanted = f"b: tensors from a come through the socket, not through shared memory: {reason}"
+        assert said == ([(level, wanted)] if level else [])
+
+
+def test_reason_for_the_socket_is_not_logged_where_it_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "zmqpp")
+    with pair(receiver=replace(FAST, lane="tcp")) as (sender, receiver):
+        receiver._engine = Engine(receiver, {"receive_lane": 1}, "the sender said no")
+        sender.send_dict({})
+        receiver.recv_dict()
+    assert not caplog.records
+
+
+def test_lane_of_a_link_goes_before_the_configurations() -> None:
+    with Link(bind=ANY_PORT, connect=None, config=FAST, lane="tcp") as link:
+        assert (link.config.lane, FAST.lane) == ("tcp", "auto")
+    with pytest.raises(ConfigError, match="lane='udp' must be one of auto, tcp, shm"):
+        Link(bind=ANY_PORT, connect=None, config=FAST, lane="udp")
 
 
 def test_waiting_leaves_the_gil_to_others() -> None:
