@@ -24,11 +24,14 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 _GRACE_S = 5.0
 """Threads of ZeroMQ and dying processes may take a moment."""
 _OUR_THREADS = ("zmqpp", "ZMQbg")
+_RUN = f"PYTEST_ZMQPP_RUN={os.getpid()}"
+"""In the environment of every process that descends from this one, even of those whose parent has died."""
+os.environ.update([_RUN.split("=")])
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No descriptor, thread, child process or shared file remains. Not for vLLM, which keeps its own."""
+    """No descriptor, thread, process, shared file or mapping remains. Not for vLLM, which keeps its own."""
     if request.node.get_closest_marker("vllm"):
         yield
         return
@@ -50,7 +53,10 @@ def _descriptors() -> set[str]:
             found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
         except OSError:
             continue
-    return {fd for fd in found if any(kind in fd for kind in ("socket:", "eventfd", "pipe:", "eventpoll"))}
+    return {fd for fd in found if any(kind in fd for kind in _KINDS)}
+
+
+_KINDS = ("socket:", "eventfd", "pipe:", "eventpoll", "/dev/shm/", "memfd:")
 
 
 def _threads() -> set[str]:
@@ -79,8 +85,9 @@ def _tasks() -> list[Path]:
     return found
 
 
-def _children() -> set[str]:
-    found = set()
+def _processes() -> set[str]:
+    """Children, even those that ended and were not waited for, and whatever else descends from this process."""
+    found = {path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if _is_ours(path)}
     for task in _tasks():
         try:
             pids = (task / "children").read_text().split()
@@ -88,6 +95,15 @@ def _children() -> set[str]:
             continue
         found.update(pid for pid in pids if not _is_resource_tracker(pid))
     return found
+
+
+def _is_ours(environ: Path) -> bool:
+    pid = environ.parent.name
+    try:
+        ours = f"{_RUN}\0".encode() in environ.read_bytes()
+    except OSError:  # another user's, or gone
+        return False
+    return ours and int(pid) != os.getpid() and not _is_resource_tracker(pid)
 
 
 def _is_resource_tracker(pid: str) -> bool:
@@ -98,12 +114,26 @@ def _is_resource_tracker(pid: str) -> bool:
 
 
 def _shared_files() -> set[str]:
-    return {str(path) for path in Path("/dev/shm").glob("zmqpp*")}
+    return {str(path) for path in Path("/dev/shm").glob("zmqpp*") if not _belongs_to_others(path)}
+
+
+def _belongs_to_others(segment: Path) -> bool:
+    """Its owner, whose pid is in its name, lives and does not descend from this process."""
+    _, _, rest = segment.name.partition("-")
+    pid = rest.partition("-")[0]
+    environ = Path("/proc") / pid / "environ"
+    return pid.isdigit() and int(pid) != os.getpid() and environ.exists() and not _is_ours(environ)
+
+
+def _mappings() -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {f"{line.split()[0]} {line.split()[5]}" for line in lines if "/dev/shm/" in line}
 
 
 _LEFTOVERS: dict[str, Callable[[], set[str]]] = {
     "descriptors": _descriptors,
     "threads": _threads,
-    "children": _children,
+    "processes": _processes,
     "shared files": _shared_files,
+    "shared mappings": _mappings,
 }
