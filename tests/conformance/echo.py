@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from tests.links import FAST, address
+from tests.lanes import Lane
+from zmqpp.config import TransportConfig
 from zmqpp.errors import RecvTimeout, TransportError
 from zmqpp.transport import Link, Route
 
@@ -33,15 +33,12 @@ def _echo_controls(link: Link) -> None:
 
 
 @contextmanager
-def ring_of_two(lane: str, where: str, folder: Path) -> Iterator[Link]:
+def ring_of_two(lane: Lane, where: str, config: TransportConfig) -> Iterator[Link]:
     """This side's link; what it sends comes back to it."""
     run = _in_thread if where == "threads" else _in_process
-    bind = address(lane, folder, "there")
-    with run(bind, folder) as (there, tell):
-        here = Link(
-            bind=address(lane, folder, "here"), connect=there, config=FAST, previous="echo", next="echo"
-        )
-        with here:
+    with run(lane.address("there"), config) as (there, tell):
+        bind = lane.address("here")
+        with Link(bind=bind, connect=there, config=config, previous="echo", next="echo") as here:
             tell(here.bound)
             here.wait_peers(20)
             here.send_control(b"", route=Route.LINK)
@@ -50,10 +47,10 @@ def ring_of_two(lane: str, where: str, folder: Path) -> Iterator[Link]:
 
 
 @contextmanager
-def _in_thread(bind: str, folder: Path) -> Iterator[tuple]:
+def _in_thread(bind: str, config: TransportConfig) -> Iterator[tuple]:
     # The echo must know both addresses, so it binds first and connects through a second link.
     ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(target=serve, args=(bind, theirs))
+    thread = threading.Thread(target=serve, args=(bind, theirs, config))
     thread.start()
     try:
         yield ours.recv(), ours.send
@@ -64,10 +61,10 @@ def _in_thread(bind: str, folder: Path) -> Iterator[tuple]:
 
 
 @contextmanager
-def _in_process(bind: str, folder: Path) -> Iterator[tuple]:
+def _in_process(bind: str, config: TransportConfig) -> Iterator[tuple]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(bind, theirs))
+    process = context.Process(target=serve, args=(bind, theirs, config))
     process.start()
     theirs.close()
     try:
@@ -86,9 +83,9 @@ class _Halves:
         self.recv_dict, self.recv_control = receiving.recv_dict, receiving.recv_control
 
 
-def serve(bind: str, pipe: Connection) -> None:
+def serve(bind: str, pipe: Connection, config: TransportConfig) -> None:
     """Bind, tell where, hear whom to connect to, then echo."""
-    with Link(bind=bind, connect=None, config=FAST) as sending:
+    with Link(bind=bind, connect=None, config=config) as sending:
         pipe.send(sending.bound)
-        with Link(bind=None, connect=pipe.recv(), config=FAST) as receiving:
+        with Link(bind=None, connect=pipe.recv(), config=config) as receiving:
             echo(_Halves(sending, receiving))  # type: ignore[arg-type]

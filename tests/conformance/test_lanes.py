@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conformance.echo import ring_of_two
-from tests.links import assert_same
+from tests.lanes import LANES, Lane
+from tests.links import FAST, assert_same
 from zmqpp._tensors import WIRE_DTYPES
 from zmqpp.transport import Link, Route
 
 MIB = 1 << 20
-PLACES = [("tcp", "threads"), ("tcp", "processes"), ("ipc", "threads"), ("ipc", "processes")]
+WHERE = ("threads", "processes")
+PLACES = [(lane, where, {}) for lane in LANES for where in WHERE]
+if "shm" in LANES:  # so small that most dicts of this suite are larger than it
+    PLACES += [("shm", where, {"shm_bytes": MIB}) for where in WHERE]
 
 
-@pytest.fixture(scope="module", params=PLACES, ids=["-".join(place) for place in PLACES])
+def _name(place: tuple[str, str, dict]) -> str:
+    lane, where, changes = place
+    return "-".join((lane, *(f"{name}={value}" for name, value in changes.items()), where))
+
+
+@pytest.fixture(scope="module", params=PLACES, ids=_name)
 def link(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
     """A ring of two; the other place echoes."""
-    lane, where = request.param
-    folder = Path(tmp_path_factory.mktemp("r"))
-    with ring_of_two(lane, where, folder) as here:
-        assert here.stats()["lane"] == lane
+    name, where, changes = request.param
+    lane = Lane(name, tmp_path_factory.mktemp("r"))
+    with ring_of_two(lane, where, lane.config(**changes)) as here:
+        assert here.stats()["lane"] == name
         yield here
 
 
@@ -97,13 +105,33 @@ def test_numpy_arrays_keep_dtype_and_byte_order(link: Link) -> None:
     assert_same(link.recv_dict(), sent)
 
 
-@pytest.mark.parametrize(
-    "size", [0, 1, 63, 64, 65, 65536 - 64, 65536, 65537, MIB - 1, MIB, MIB + 1, 3 * MIB + 5]
-)
-def test_sizes_around_inline_and_chunk_limits(link: Link, size: int) -> None:
+INLINE, CHUNK = FAST.inline_bytes, FAST.chunk_bytes
+BOUNDARIES = {
+    "nothing": 0,
+    "a line of memory": 64,
+    "inline": INLINE,
+    "a quarter of a small segment": MIB // 4,
+    "what a receiver may hold of it": MIB // 2,
+    "what fits it whole": MIB // 4 * 3,
+    "a chunk, and all of it": CHUNK,
+    "two chunks": 2 * CHUNK,
+}
+SIZES = sorted({size + d for size in BOUNDARIES.values() for d in (-129, -64, -1, 0, 1, 64) if size + d >= 0})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_around_every_boundary(link: Link, size: int) -> None:
     sent = {"bytes": torch.randint(0, 255, (size,), dtype=torch.uint8), "after": torch.tensor([size])}
     link.send_dict(sent)
     assert_same(link.recv_dict(), sent)
+
+
+def test_payload_that_ends_at_a_boundary_with_its_manifest(link: Link) -> None:
+    """The manifest lies in front of the payload, so the boundary is not where the tensor's size has it."""
+    for size in range(MIB // 4 * 3 - 640, MIB // 4 * 3 + 128, 64):
+        sent = {"bytes": torch.randint(0, 255, (size,), dtype=torch.uint8)}
+        link.send_dict(sent)
+        assert_same(link.recv_dict(), sent)
 
 
 def test_large_dict_of_64_mib(link: Link) -> None:
