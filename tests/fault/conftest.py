@@ -10,6 +10,9 @@ import pytest
 from tests.fault import peer
 from tests.lanes import LANES, Lane
 
+if "shm" not in LANES:
+    collect_ignore_glob = ["test_shared_*.py"]  # they join when the lane does
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _fork_server() -> None:

@@ -179,6 +179,9 @@ class _Obeying:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.link, *arguments)
 
+    def call_free(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
 
 def _obey(pipe: Connection, before: Callable[[], None] | None) -> None:
     if before is not None:

@@ -1,0 +1,176 @@
+"""A segment is finite: who holds it is told, nobody who waits for it is stuck, no tensor changes under its holder."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fault.peer import Peer, within
+from tests.fault.values import assert_whole, numbered
+from tests.lanes import Lane
+from tests.links import ANY_PORT, pair
+from zmqpp.errors import PoolTimeout
+from zmqpp.transport import Link
+
+MIB = 1 << 20
+SHARED = Lane("shm", Path())
+SMALL = SHARED.config(shm_bytes=8 * MIB)
+"""Half of it may be held by tensors before the receiver copies."""
+
+
+def test_receiver_that_keeps_every_tensor_is_no_deadlock() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        held = []
+        copies = []
+        for i in range(32):  # four times the segment
+            sender.send_dict(numbered(i, MIB), timeout_s=5)
+            held.append(receiver.recv_dict())
+            copies.append(receiver.stats()["copies_in"])
+        assert copies[1] == 0, "the first are views"
+        assert copies[-1] >= 24, "the last are copies"
+        assert receiver.stats()["held_bytes"] <= 4 * MIB + 32 * MIB
+        for i, values in enumerate(held):
+            assert_whole(values, i, MIB)
+        held.clear()
+        del values
+        gc.collect()
+        sender.send_dict(numbered(99, MIB))
+        got = receiver.recv_dict()
+        assert receiver.stats()["copies_in"] == copies[-1], "with room again, it is a view again"
+        assert_whole(got, 99, MIB)
+
+
+def test_receiver_that_keeps_thousands_of_tiny_tensors_is_no_deadlock() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        held = []
+        for i in range(3000):
+            sender.send_dict(numbered(i, 64), timeout_s=5)
+            held.append(receiver.recv_dict())
+        for i, values in enumerate(held):
+            assert_whole(values, i, 64)
+
+
+def test_posted_receives_that_nobody_waits_for_are_no_deadlock_of_the_others() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        posted = [receiver.irecv_dict() for _ in range(40)]
+        sends = [sender.isend_dict(numbered(i, MIB), timeout_s=10) for i in range(40)]
+        got = [ticket.wait(5) for ticket in posted]
+        for i, values in enumerate(got):
+            assert_whole(values, i, MIB)
+        for send in sends:
+            send.wait_sent(5)
+
+
+def test_slow_receiver_makes_the_sender_wait_and_tells_what_it_has_not_received() -> None:
+    with Link(bind=ANY_PORT, connect=None, config=SMALL, next="stage 1") as sender:
+        with Link(bind=None, connect=sender.bound, config=SMALL, name="b") as receiver:
+            receiver.wait_peers(5)
+            sent = 0
+            with within(5.0), pytest.raises(PoolTimeout, match=r"holds \d+ .*that stage 1 has not received"):
+                while True:
+                    sender.send_dict(numbered(sent, MIB), timeout_s=0.3)
+                    sent += 1
+            assert 4 <= sent <= 8, "as many as fit"
+            for i in range(sent):
+                assert_whole(receiver.recv_dict(timeout_s=2), i, MIB)
+            sender.send_dict(numbered(7, MIB), timeout_s=2)
+            assert_whole(receiver.recv_dict(timeout_s=2), 7, MIB)
+            assert sender.next_error() is None
+
+
+def test_holder_of_the_segment_is_named_when_nothing_else_is_left() -> None:
+    greedy = SHARED.config(shm_bytes=8 * MIB, shm_hold_bytes=8 * MIB)  # told never to copy
+    with Link(bind=ANY_PORT, connect=None, config=greedy, next="stage 1") as sender:
+        with Link(bind=None, connect=sender.bound, config=greedy) as receiver:
+            held = []
+            with (
+                within(8.0),
+                pytest.raises(PoolTimeout, match=r"\(\d+ bytes\) whose tensors stage 1 still keeps"),
+            ):
+                for i in range(64):
+                    sender.send_dict(numbered(i, MIB), timeout_s=0.5)
+                    held.append(receiver.recv_dict(timeout_s=2))
+            for i, values in enumerate(held):
+                assert_whole(values, i, MIB)
+            held.clear()
+            del values
+            sender.send_dict(numbered(77, MIB), timeout_s=2)
+            assert_whole(receiver.recv_dict(timeout_s=2), 77, MIB)
+
+
+@pytest.mark.parametrize("held_mib", [0, 3, 7])
+def test_dict_larger_than_the_segment_arrives_whatever_is_held(held_mib: int) -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        held = []
+        for i in range(held_mib):
+            sender.send_dict(numbered(i, MIB))
+            held.append(receiver.recv_dict())
+        large = sender.isend_dict(numbered(50, 85 * MIB + 3))
+        after = sender.isend_dict(numbered(51, 10))
+        with within(5.0):
+            assert_whole(receiver.recv_dict(), 50, 85 * MIB + 3)
+            assert_whole(receiver.recv_dict(), 51, 10)
+        large.wait_sent(1)
+        after.wait_sent(1)
+        for i, values in enumerate(held):
+            assert_whole(values, i, MIB)
+
+
+def test_many_tensors_of_one_dict_free_its_room_when_the_last_dies() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        sender.send_dict({str(i): torch.full((MIB // 16,), i, dtype=torch.uint8) for i in range(16)})
+        got = receiver.recv_dict()
+        last = got["7"][100:200]
+        del got
+        for i in range(40):
+            sender.send_dict(numbered(i, MIB), timeout_s=5)
+            assert_whole(receiver.recv_dict(), i, MIB)
+            assert bool((last == 7).all())
+        assert receiver.stats()["held_bytes"] > 0
+        del last
+        assert receiver.stats()["held_bytes"] == 0
+
+
+def test_received_tensors_may_be_written_to() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        sender.send_dict(numbered(0, MIB))
+        sender.send_dict(numbered(1, MIB))
+        first, second = receiver.recv_dict(), receiver.recv_dict()
+        first["x"].fill_(255)
+        assert_whole(second, 1, MIB)
+        sender.send_dict(numbered(2, MIB))
+        assert_whole(receiver.recv_dict(), 2, MIB)
+        assert bool((first["x"] == 255).all())
+
+
+def test_forked_child_does_not_give_its_parents_tensors_back() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        sender.send_dict(numbered(0, MIB))
+        held = receiver.recv_dict()
+        child = os.fork()
+        if child == 0:
+            held.clear()
+            gc.collect()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        for i in range(1, 40):
+            sender.send_dict(numbered(i, MIB), timeout_s=5)
+            receiver.recv_dict()
+        assert_whole(held, 0, MIB)
+
+
+def test_tensors_outlive_both_links_and_the_sender() -> None:
+    with Peer() as peer:
+        where = peer.open(bind=ANY_PORT, config=SMALL)
+        with Link(bind=None, connect=where, config=SMALL) as receiver:
+            peer.send(range(3), MIB)
+            held = [receiver.recv_dict() for _ in range(3)]
+            peer.do("close")
+        peer.kill()
+        for i, values in enumerate(held):
+            assert_whole(values, i, MIB)
+            values["x"].zero_()
