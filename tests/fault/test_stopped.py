@@ -85,11 +85,9 @@ def test_sender_waits_for_a_stopped_receiver_under_its_deadline(lane: Lane) -> N
             link.send_dict(numbered(0, 6 * MIB))
             peer.receive([0], 6 * MIB)
             peer.stop()
-            with (
-                within(2.0),
-                pytest.raises(SendTimeout, match="stage 1 .*bytes of a dict before its deadline"),
-            ):
-                link.isend_dict(numbered(1, 200 * MIB), timeout_s=0.5).wait_sent(5)
+            large = numbered(1, 200 * MIB)
+            with within(2.0), pytest.raises(SendTimeout, match="stage 1"):
+                link.isend_dict(large, timeout_s=0.5).wait_sent(5)
             sent = 2
             with within(5.0), pytest.raises((PoolTimeout, SendTimeout), match="stage 1"):
                 while True:
