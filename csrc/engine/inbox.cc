@@ -22,6 +22,12 @@ void Inbox::attach(std::shared_ptr<RingReader> ring) {
   tell();
 }
 
+void Inbox::detach() {
+  const std::lock_guard lock(mutex_);
+  tell();
+  ring_.reset();
+}
+
 void Inbox::read_ring() {
   const std::lock_guard lock(mutex_);
   drain_ring();

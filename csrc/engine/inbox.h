@@ -64,6 +64,7 @@ class Inbox {
   void attach(Source* source) { source_ = source; }  // before anybody waits
   bool has_room();  // one message always fits, however large; dicts and control messages share the limit
   void attach(std::shared_ptr<RingReader> ring);
+  void detach();     // the ring is read no more; tensors keep its memory
   void read_ring();  // on behalf of posted tickets nobody waits for in a call
   void put(Control control);
   void put(Dict dict);

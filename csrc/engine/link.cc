@@ -242,6 +242,7 @@ void Link::close(double linger_s) {
   // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
   if (sender_) sender_->close(Deadline::after(linger_s));
   if (receiver_) receiver_->close();
+  inbox_.detach();
   context_.reset();  // afterwards no callback into pool or budget can come
   sender_wake_.close();
   receiver_wake_.close();

@@ -66,7 +66,7 @@ bool Sender::try_shared(const std::vector<Span>& body, const DictMark& mark) {
     fail(e);
     throw;
   }
-  if (shared_->take_nudge()) wake();
+  if (shared_->owes_nudge()) wake();  // the sender thread sends it
   return true;
 }
 
@@ -354,10 +354,7 @@ void Sender::shut_down(const std::optional<Error>& error) noexcept {
     changed_.notify_all();
   }
   budget_.fail(reason);
-  if (shared_) {
-    shared_->fail(reason);
-    shared_->writer().settled();
-  }
+  if (shared_) shared_->close(reason);
   for (Outgoing& item : left) {
     leave_flight(item, stats_);
     if (item.ticket) item.ticket->fail(reason);

@@ -24,16 +24,18 @@ SharedLane::Current::Current(Outgoing from)
       left(body_size(mark)) {}
 
 SharedLane::SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats)
-    : options_(options), budget_(budget), stats_(stats), writer_(session, options, stats) {}
+    : options_(options), budget_(budget), stats_(stats) {
+  writer_.emplace(session, options, stats);
+}
 
 bool SharedLane::try_send(const std::vector<Span>& body, const DictMark& mark) {
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || current_ || cancel_ || !queue_.empty()) return false;
+  if (!lock || !writer_ || current_ || cancel_ || !queue_.empty()) return false;
   const std::uint64_t size = body_size(mark);
   PayloadReader reader(body, 1);
-  if (!writer_.fits_whole(size) || !writer_.write(wire::EntryKind::kWhole, mark, reader, size)) return false;
+  if (!writer_->fits_whole(size) || !writer_->write(wire::EntryKind::kWhole, mark, reader, size)) return false;
   add(stats_.dicts_sent);
-  nudge_ |= writer_.take_nudge_request();
+  nudge_ |= writer_->take_nudge_request();
   return true;
 }
 
@@ -44,7 +46,7 @@ void SharedLane::push(Outgoing item) {
 
 bool SharedLane::pump() {
   const std::lock_guard lock(mutex_);
-  if (cancel_ && !writer_.write_cancel(*cancel_)) return false;
+  if (cancel_ && !writer_->write_cancel(*cancel_)) return false;
   cancel_.reset();
   while (true) {
     if (!current_) {
@@ -53,7 +55,7 @@ bool SharedLane::pump() {
       queue_.pop_front();
     }
     const bool written = write_current();
-    nudge_ |= writer_.take_nudge_request() || !written;
+    nudge_ |= writer_->take_nudge_request() || !written;
     if (!written) return false;
     finish_current();
   }
@@ -61,15 +63,15 @@ bool SharedLane::pump() {
 
 bool SharedLane::write_current() {
   Current& now = *current_;
-  if (!now.started && writer_.fits_whole(now.left)) {
-    if (writer_.write(wire::EntryKind::kWhole, now.mark, now.reader, now.left)) return true;
+  if (!now.started && writer_->fits_whole(now.left)) {
+    if (writer_->write(wire::EntryKind::kWhole, now.mark, now.reader, now.left)) return true;
     if (!is_starved()) return false;
   }
   return write_pieces();
 }
 
 bool SharedLane::is_starved() {
-  if (!writer_.all_taken()) {
+  if (!writer_->all_taken()) {
     patience_ = Deadline::never();
     return false;
   }
@@ -80,12 +82,12 @@ bool SharedLane::is_starved() {
 bool SharedLane::write_pieces() {
   Current& now = *current_;
   while (now.left > 0) {
-    std::uint64_t step = std::min(now.left, writer_.room_for_piece());
+    std::uint64_t step = std::min(now.left, writer_->room_for_piece());
     // A first piece must leave something for a second.
     if (!now.started && step == now.left) step = now.left / 2 / kAlign * kAlign;
     if (step == 0 && (now.started || now.left > kAlign)) return false;
     const auto kind = now.started ? wire::EntryKind::kPiece : wire::EntryKind::kFirst;
-    if (!writer_.write(kind, now.mark, now.reader, step)) return false;
+    if (!writer_->write(kind, now.mark, now.reader, step)) return false;
     now.started = true;
     now.left -= step;
   }
@@ -135,7 +137,7 @@ bool SharedLane::expire() {
   queue_ = std::move(keep);
   if (late_items.empty()) return false;
   const Error error(Code::kPoolTimeout, "send",
-                    "no room for a dict until its deadline: " + writer_.held_text(options_.next) +
+                    "no room for a dict until its deadline: " + writer_->held_text(options_.next) +
                         "; the dict was not delivered, the link goes on");
   for (Outgoing& item : late_items) {
     leave_flight(item, stats_);
@@ -145,6 +147,11 @@ bool SharedLane::expire() {
   return true;
 }
 
+bool SharedLane::owes_nudge() {
+  const std::lock_guard lock(mutex_);
+  return nudge_;
+}
+
 bool SharedLane::take_nudge() {
   const std::lock_guard lock(mutex_);
   return std::exchange(nudge_, false);
@@ -152,19 +159,25 @@ bool SharedLane::take_nudge() {
 
 std::string SharedLane::held_text() {
   const std::lock_guard lock(mutex_);
-  return writer_.held_text(options_.next);
+  return writer_ ? writer_->held_text(options_.next) : "";
 }
 
-void SharedLane::fail(const Error& error) {
+void SharedLane::wake() {
+  const std::lock_guard lock(mutex_);
+  if (writer_) writer_->wake_room();
+}
+
+void SharedLane::close(const Error& reason) noexcept {
   const std::lock_guard lock(mutex_);
   if (current_) queue_.push_front(std::move(current_->item));
   current_.reset();
   for (Outgoing& item : queue_) {
     leave_flight(item, stats_);
     budget_.release(item.held_bytes, 1);
-    item.ticket->fail(error);
+    item.ticket->fail(reason);
   }
   queue_.clear();
+  writer_.reset();
 }
 
 }  // namespace zmqpp::engine

@@ -21,7 +21,7 @@ class SharedLane {
  public:
   SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats);
 
-  SegmentWriter& writer() { return writer_; }
+  SegmentWriter& writer() { return *writer_; }  // the sender thread, until close
 
   // `body`: manifest, then payload. False: something waits in front, there is no room, or another thread is writing.
   bool try_send(const std::vector<Span>& body, const DictMark& mark);
@@ -31,12 +31,13 @@ class SharedLane {
   bool idle() const;
   bool expire();            // true: something was removed
   Deadline soonest() const;
-  std::uint32_t room() const { return writer_.room(); }
-  void wait_room(std::uint32_t seen, const Deadline& deadline) { writer_.wait_room(seen, deadline); }
-  void wake() { writer_.wake_room(); }
+  std::uint32_t room() const { return writer_->room(); }
+  void wait_room(std::uint32_t seen, const Deadline& deadline) { writer_->wait_room(seen, deadline); }
+  void wake();
+  bool owes_nudge();        // the next take_nudge says yes
   bool take_nudge();        // the receiver shall be told by a message
   std::string held_text();
-  void fail(const Error& error);
+  void close(const Error& reason) noexcept;  // what waits gets `reason`; the segment is unmapped
 
  private:
   struct Current {
@@ -58,8 +59,8 @@ class SharedLane {
   const Options options_;
   Budget& budget_;
   Stats& stats_;
-  SegmentWriter writer_;
-  mutable std::mutex mutex_;  // guards the following, and the writer
+  mutable std::mutex mutex_;  // guards the following
+  std::optional<SegmentWriter> writer_;  // until close
   std::deque<Outgoing> queue_;
   std::optional<Current> current_;
   std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
