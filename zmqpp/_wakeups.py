@@ -10,7 +10,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from zmqpp.errors import ResourceError
@@ -105,6 +104,8 @@ class _Loop:
         self._leaving = False
 
     def listen(self, fd: int) -> None:
+        if fd < 0:  # the link was just closed: its tickets have failed
+            return
         try:
             self._fd = os.dup(fd)  # ours, so that it cannot be closed while the loop polls it
         except OSError as error:
@@ -138,7 +139,7 @@ class _Loop:
     def _leave(self) -> None:
         self._leaving = False
         if not self.waiting:
-            with suppress(OSError, ValueError):
+            if self._fd >= 0:
                 self.loop.remove_reader(self._fd)
             self.close()
 

@@ -15,16 +15,30 @@ from typing import Any
 import pytest
 import torch
 
-from tests.links import ANY_PORT, FAST, assert_same, pair
+from tests import links
+from tests.links import ANY_PORT, assert_same
 from tests.unit.test_communicator import Group, two
+from zmqpp.config import TransportConfig
 from zmqpp.errors import ClosedError, ConfigError, PeerLostError, RecvTimeout, SendTimeout, SequenceError
 from zmqpp.tickets import Done, RecvTicket
 from zmqpp.transport import Link
 
 MIB = 1 << 20
 COUNT = 1000
+FAST = links.FAST
 # Too large for one message, and never taken without a receiver.
 LARGE = {"x": torch.ones(MIB)}
+
+
+@pytest.fixture(autouse=True, params=["tcp", "shm"])
+def _lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on both lanes."""
+    monkeypatch.setenv("ZMQPP_LANE", request.param)
+    monkeypatch.setitem(globals(), "FAST", replace(links.FAST, lane=request.param))
+
+
+def pair(sender: TransportConfig | None = None, receiver: TransportConfig | None = None) -> Any:
+    return links.pair(sender=sender or FAST, receiver=receiver or FAST)
 
 
 def descriptors() -> int:
@@ -96,6 +110,18 @@ def test_await_gives_what_wait_gives_however_often() -> None:
         waits = asyncio.gather(both, both)
         sender.send_dict({"n": 1})
         assert await waits == [{"n": 1}, {"n": 1}]
+
+    with pair() as (sender, receiver):
+        asyncio.run(main())
+
+
+def test_task_is_woken_by_its_dict_not_by_its_deadline() -> None:
+    async def main() -> None:
+        for i in range(20):
+            wait = asyncio.create_task(result_of(receiver.irecv_dict()))
+            await asyncio.sleep(0.005)
+            sender.send_dict({"i": i})
+            assert await asyncio.wait_for(wait, 1) == {"i": i}
 
     with pair() as (sender, receiver):
         asyncio.run(main())
