@@ -118,7 +118,8 @@ class _Layout:
     buffers: _engine.Layout
 
     def tensors(self, block: _engine.Block) -> dict[str, Any]:
-        return dict(zip(self.keys, map(_from_dlpack, block.capsules(self.buffers)), strict=True))
+        # As many as keys; to say so by `strict` would cost a tenth of the time.
+        return dict(zip(self.keys, map(_from_dlpack, block.capsules(self.buffers))))  # noqa: B905
 
 
 _UNFIT = _Layout((), -1, _engine.Layout([]))
