@@ -34,7 +34,7 @@ def encode(values: dict[str, Any]) -> Encoded:
         ConfigError (a ValueError): nested deeper than 64, or within itself; or everything that is not in buffers
             makes more than 16 MiB (the text names the largest key): long lists belong into a tensor or array.
     """
-    plain = _describe_plain(values)
+    plain = _describe(values)
     if plain is None:
         return _manifest_writer.encode(values)
     signature, spans = plain
@@ -69,7 +69,7 @@ def decode(
 
 # ---- dicts that were written before ----------------------------------------------------------------------
 
-_written: dict[Any, bytes] = {}  # what `_describe_plain` says of a dict -> its manifest
+_written: dict[Any, bytes] = {}  # what `_describe` says of a dict -> its manifest
 
 
 def _describe_plain(values: dict[str, Any]) -> tuple[Any, list[tuple[int, int]]] | None:
@@ -104,6 +104,13 @@ def _describe_plain(values: dict[str, Any]) -> tuple[Any, list[tuple[int, int]]]
 
 
 _Tensor = torch.Tensor
+_exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
+_describe = (
+    _engine.describe_plain
+    if _exchange is not None and _engine.use_tensor_type(torch.Tensor, _exchange)
+    else _describe_plain
+)
+"""The engine reads the same through DLPack in a third of the time."""
 
 
 # ---- manifests that were read before ---------------------------------------------------------------------

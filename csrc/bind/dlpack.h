@@ -38,4 +38,23 @@ struct ManagedTensor {
   void (*deleter)(ManagedTensor* self);
 };
 
+inline constexpr char kExchangeName[] = "dlpack_exchange_api";
+inline constexpr std::uint32_t kMajor = 1;
+
+struct Version {
+  std::uint32_t major;
+  std::uint32_t minor;
+};
+
+// The C functions a framework offers for its tensors. Source: DLPackExchangeAPI, DLPack 1.3.
+struct Exchange {
+  Version version;
+  Exchange* older;
+  void* allocate;
+  void* from_tensor;
+  void* to_tensor;
+  int (*view)(void* tensor, Tensor* out);  // not 0: it cannot, and a Python error is set
+  void* current_stream;
+};
+
 }  // namespace zmqpp::bind::dlpack

@@ -7,4 +7,5 @@ PYBIND11_MODULE(_engine, m) {
   zmqpp::bind::register_block(m);
   zmqpp::bind::register_tickets(m);
   zmqpp::bind::register_link(m);
+  zmqpp::bind::register_plain_dict(m);
 }
