@@ -225,7 +225,7 @@ class Link:
             try:
                 values = await self.irecv_dict(tag=tag, timeout_s=timeout_s)
             except PeerLostError as error:
-                if str(error).endswith(_GOODBYE):
+                if error.code == "peer_closed":
                     return
                 raise
             yield values
@@ -366,8 +366,6 @@ class Link:
 
 _TURN_S = 0.001
 """How long a task may go on with dicts that are there already before other tasks have their turn."""
-_GOODBYE = " closed the link"
-"""How the engine's text ends when the previous place has closed, and all it sent was received."""
 _ELSEWHERE = "another host"
 """How the engine's reason begins when shared memory was out of the question."""
 

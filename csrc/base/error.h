@@ -18,6 +18,7 @@ enum class Code {
   kAddressInUse,
   kAddressUnavailable,
   kPeerLost,
+  kPeerClosed,  // as kPeerLost, but with a goodbye: everything it sent has come
   kConnectTimeout,
   kSendTimeout,
   kRecvTimeout,

@@ -23,6 +23,7 @@ constexpr std::array kTable{
     Row{Code::kAddressInUse, "address_in_use", "ConnectError"},
     Row{Code::kAddressUnavailable, "address_unavailable", "ConnectError"},
     Row{Code::kPeerLost, "peer_lost", "PeerLostError"},
+    Row{Code::kPeerClosed, "peer_closed", "PeerLostError"},
     Row{Code::kConnectTimeout, "connect_timeout", "ConnectTimeout"},
     Row{Code::kSendTimeout, "send_timeout", "SendTimeout"},
     Row{Code::kRecvTimeout, "recv_timeout", "RecvTimeout"},

@@ -110,7 +110,8 @@ void Receiver::run() noexcept {
     while (turn()) {
     }
   } catch (const Error& e) {
-    error = Error(e.code(), e.op(), e.code() == Code::kPeerLost ? e.detail() : "from " + who() + ": " + e.detail());
+    const bool names_it = e.code() == Code::kPeerLost || e.code() == Code::kPeerClosed;
+    error = Error(e.code(), e.op(), names_it ? e.detail() : "from " + who() + ": " + e.detail());
   } catch (const std::exception& e) {
     error = Error(Code::kResource, "receive", e.what());
   }
@@ -241,7 +242,7 @@ void Receiver::take(const wire::Head& head, net::Message frame) {
   switch (head.kind) {
     case wire::Kind::kHello: return take_hello(frame);
     case wire::Kind::kBeat: return;
-    case wire::Kind::kBye: throw Error(Code::kPeerLost, "receive", who() + " closed the link");
+    case wire::Kind::kBye: throw Error(Code::kPeerClosed, "receive", who() + " closed the link");
     case wire::Kind::kControl: return take_control(head, std::move(frame));
     case wire::Kind::kDict: dict = assembly_.take_dict(head, frame); break;
     case wire::Kind::kChunk: dict = assembly_.take_chunk(head, frame); break;
