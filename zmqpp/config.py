@@ -69,11 +69,11 @@ class TransportConfig:
     lane: str = "auto"
     """How payload moves: "shm", through a shared memory segment, fails where the peer cannot open it; "tcp", through
     the socket; "auto", shm where the peer can open the segment, else the socket."""
-    shm_bytes: int = 256 * _MIB
+    shm_bytes: int = 512 * _MIB
     """Largest size of the shared segment's payload area; memory is committed as it is needed."""
     shm_hold_bytes: int = 0
     """What received tensors may keep of the segment; beyond, dicts are copied out of it. 0 = half of `shm_bytes`."""
-    spin_us: int = 100
+    spin_us: int = 250
     """A waiter polls at most this long before it sleeps; it adapts downwards; 0 = never."""
     checksum: bool = False
     """Send a crc32c of every message's body along, and check those that come."""

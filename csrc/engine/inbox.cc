@@ -15,9 +15,10 @@ bool Inbox::has_room() {
 
 // ---- receiver thread --------------------------------------------------------------------------------------------
 
-void Inbox::attach(std::shared_ptr<RingReader> ring) {
+void Inbox::attach(std::shared_ptr<RingReader> ring, const std::string& who) {
   const std::lock_guard lock(mutex_);
   ring_ = std::move(ring);
+  ring_writer_ = who;
   if (notice_->armed()) ring_->want_nudge(true);
   tell();
 }
@@ -31,6 +32,13 @@ void Inbox::detach() {
 void Inbox::read_ring() {
   const std::lock_guard lock(mutex_);
   drain_ring();
+  while (waiting_.empty() && held_bytes_ < limit_bytes_) {
+    std::optional<Dict> dict = next_from_ring();
+    if (!dict) return;
+    dict->counted = dict->block && dict->block->is_lent() ? 0 : dict->held_bytes();
+    held_bytes_ += dict->counted;
+    dicts_.push_back(std::move(*dict));
+  }
 }
 
 void Inbox::put(Control control) {
@@ -207,7 +215,7 @@ std::optional<Dict> Inbox::next_from_ring() {
     }
   } catch (const Error& error) {
     if (!error_) {
-      error_ = error;
+      error_ = Error(error.code(), error.op(), "from " + ring_writer_ + ": " + error.detail());
       room_.signal();
       tell();
     }

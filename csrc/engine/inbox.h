@@ -63,9 +63,9 @@ class Inbox {
   // Receiver thread, or whoever reads in its place.
   void attach(Source* source) { source_ = source; }  // before anybody waits
   bool has_room();  // one message always fits, however large; dicts and control messages share the limit
-  void attach(std::shared_ptr<RingReader> ring);
+  void attach(std::shared_ptr<RingReader> ring, const std::string& who);  // `who` writes to it, for error texts
   void detach();     // the ring is read no more; tensors keep its memory
-  void read_ring();  // on behalf of posted tickets nobody waits for in a call
+  void read_ring();  // though nobody waits: for posted tickets, and to make room for a sender that has none
   void put(Control control);
   void put(Dict dict);
   void fail(const Error& error);
@@ -101,6 +101,7 @@ class Inbox {
   mutable std::mutex mutex_;               // guards the following
   std::condition_variable changed_;
   std::shared_ptr<RingReader> ring_;
+  std::string ring_writer_;
   std::size_t dict_waiters_ = 0;
   bool full_ = false;  // the receiver thread found no room, and waits for it
   std::deque<Control> controls_;

@@ -302,7 +302,7 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       return kNotWanted;
     }
     if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
-    inbox_.attach(ring);
+    inbox_.attach(ring, who());
     return "";
   } catch (const Error& e) {
     return options_.lane == LaneChoice::kSocket ? kNotWanted : e.detail();
