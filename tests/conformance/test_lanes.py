@@ -160,9 +160,10 @@ def test_source_may_be_overwritten_after_wait(link: Link) -> None:
 
 
 def test_received_tensors_are_writable_and_apart(link: Link) -> None:
-    for _ in range(2):
+    receives = [link.irecv_dict() for _ in range(2)]
+    for _ in receives:
         link.send_dict({"x": torch.zeros(MIB)})
-    first, second = link.recv_dict()["x"], link.recv_dict()["x"]
+    first, second = (receive.wait()["x"] for receive in receives)
     first.fill_(7)
     assert not second.any()
 

@@ -105,7 +105,8 @@ def by_hand(*parts: bytes) -> Iterator[Link]:
                 yield link
 
 
-HELLO_FRAME = _engine.write_head(1, body_size=16) + struct.pack("<qq", -1, 0)
+HELLO_BODY = _engine.write_hello(-1, 0, "by hand")
+HELLO_FRAME = _engine.write_head(1, body_size=len(HELLO_BODY)) + HELLO_BODY
 
 
 def test_frame_of_2_to_the_60_loses_the_link_before_allocating() -> None:

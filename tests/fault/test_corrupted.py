@@ -135,6 +135,22 @@ def test_corrupted_body_is_found_by_its_checksum(lane: Lane, point: str, at: int
 
 
 @pytest.mark.skipif(not has_checksum(), reason="this build has no checksum")
+@pytest.mark.parametrize("bit", [0, 7])
+@pytest.mark.parametrize("field", AT)
+@pytest.mark.parametrize("message", MESSAGES)
+def test_corrupted_head_is_found_by_its_checksum(lane: Lane, message: str, field: str, bit: int) -> None:
+    """Even in fields where any value could be meant; those that are checked first have their own errors."""
+    with faulty(lane, MESSAGES[message](), corrupt(AT[field], 1 << bit), checksum=True) as (sender, receiver):
+        traffic(sender)
+        sender.close()
+        with within(SEEN_S):
+            _, _, end = receive_all(receiver)
+    assert isinstance(end, ProtocolError) and "stage 0" in str(end)
+    if field in FREE:
+        assert type(end) is errors.ChecksumError
+
+
+@pytest.mark.skipif(not has_checksum(), reason="this build has no checksum")
 def test_checksums_of_whole_messages_are_right(lane: Lane) -> None:
     with faulty(lane, Nth(BYE), lambda frame: [frame], checksum=True) as (sender, receiver):
         traffic(sender)

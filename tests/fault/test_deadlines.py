@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.lanes import Lane
 from tests.links import ANY_PORT, FAST, pair
 from zmqpp.errors import (
     ConnectTimeout,
@@ -22,6 +23,13 @@ from zmqpp.errors import (
 from zmqpp.transport import Link, Route
 
 MIB = 1 << 20
+ON_A_SOCKET = r"b \(receiver on .* of 419430400 bytes .* was cancelled"
+CUT_OFF = {
+    "tcp": ON_A_SOCKET,
+    "ipc": ON_A_SOCKET,
+    "shm": r"the shared segment of \d+ bytes holds \d+ .* that b has not received",
+}
+"""What the sender says of a dict that it could send a part of."""
 
 
 def test_large_send_without_peer_ends_at_its_deadline_and_leaves_the_link_usable() -> None:
@@ -67,13 +75,13 @@ def test_copied_dicts_without_a_taker_fill_the_queue_and_no_more() -> None:
                 receiver.recv_dict(timeout_s=0.1)
 
 
-def test_dict_cut_off_by_its_deadline_is_cancelled_and_the_link_goes_on() -> None:
-    slow = replace(FAST, receive_limit_bytes=1)
-    with pair(receiver=slow) as (sender, receiver):
+def test_dict_cut_off_by_its_deadline_is_cancelled_and_the_link_goes_on(lane: Lane) -> None:
+    slow = lane.config(receive_limit_bytes=1, shm_bytes=64 * MIB)
+    with pair(bind=lane.address(), sender=slow, receiver=slow) as (sender, receiver):
         sender.send_dict({"fills": "the inbox"})
         before = sender.isend_dict({"before": 1})
         cut_off = sender.isend_dict({"x": torch.ones(100 * MIB)}, timeout_s=0.5)
-        with pytest.raises(SendTimeout, match=r"b \(receiver on .* of 419430400 bytes .* was cancelled"):
+        with pytest.raises(SendTimeout, match=f"{CUT_OFF[lane.name]}.*the link goes on"):
             cut_off.wait_sent(5)
         later = sender.isend_dict({"x": torch.full((MIB,), 7.0)})
         assert receiver.recv_dict() == {"fills": "the inbox"}
@@ -85,9 +93,9 @@ def test_dict_cut_off_by_its_deadline_is_cancelled_and_the_link_goes_on() -> Non
         assert sender.next_error() is None and receiver.previous_error() is None
 
 
-def test_exactly_the_dicts_that_were_not_cut_off_arrive() -> None:
-    narrow = replace(FAST, chunk_bytes=64 << 10, pool_chunks=4, receive_limit_bytes=MIB)
-    with pair(sender=narrow, receiver=narrow) as (sender, receiver):
+def test_exactly_the_dicts_that_were_not_cut_off_arrive(lane: Lane) -> None:
+    narrow = lane.config(chunk_bytes=64 << 10, pool_chunks=4, receive_limit_bytes=MIB, shm_bytes=MIB)
+    with pair(bind=lane.address(), sender=narrow, receiver=narrow) as (sender, receiver):
         got: list[int] = []
 
         def receive() -> None:

@@ -90,8 +90,7 @@ def test_killed_while_its_inbox_is_full(lane: Lane) -> None:
         link.send_dict(numbered(0, 100))
         large = numbered(1, 120 * MIB)  # more than lies between the two
         tickets = [link.isend_dict(large) for _ in range(2)]
-        until(lambda: peer.stats()["dicts_received"] == 1)
-        time.sleep(0.1)
+        time.sleep(0.2)  # it takes what it has room for
         peer.kill()
         assert_lost(link, tickets)
         assert_usable(link.bound, lane)

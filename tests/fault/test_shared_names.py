@@ -51,6 +51,19 @@ def test_closed_link_that_nobody_joined_leaves_no_name() -> None:
     assert names_of(os.getpid()) == set()
 
 
+def test_closed_link_frees_its_segment_though_somebody_still_has_the_link() -> None:
+    """A traceback, a frame, a cycle may keep the object; memory is not for them to keep."""
+    with (
+        Link(bind=ANY_PORT, connect=None, config=CONFIG) as sender,
+        Link(bind=None, connect=sender.bound, config=CONFIG) as receiver,
+    ):
+        sender.send_dict(numbered(0, MIB))
+        assert_whole(receiver.recv_dict(), 0, MIB)
+        assert "/dev/shm/zmqpp" in Path("/proc/self/maps").read_text()
+    assert "/dev/shm/zmqpp" not in Path("/proc/self/maps").read_text()
+    assert sender.stats()["dicts_sent"] == receiver.stats()["dicts_received"] == 1
+
+
 def test_name_of_a_killed_sender_is_removed_by_the_next_link() -> None:
     with Peer() as peer:
         where = peer.open(bind=ANY_PORT, config=CONFIG)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fault.peer import Peer, within
+from tests.fault.peer import Peer, until, within
 from tests.fault.values import assert_whole, numbered
 from tests.lanes import Lane
 from tests.links import ANY_PORT, pair
@@ -118,6 +118,17 @@ def test_dict_larger_than_the_segment_arrives_whatever_is_held(held_mib: int) ->
         after.wait_sent(1)
         for i, values in enumerate(held):
             assert_whole(values, i, MIB)
+
+
+def test_posted_receive_of_a_larger_dict_progresses_while_python_computes() -> None:
+    """Nobody waits for it: the link's own thread takes the pieces out."""
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        posted = receiver.irecv_dict()
+        sent = sender.isend_dict(numbered(0, 85 * MIB), timeout_s=5)
+        with within(5.0):
+            until(posted.is_completed)
+            sent.wait_sent(1)
+        assert_whole(posted.wait(0), 0, 85 * MIB)
 
 
 def test_many_tensors_of_one_dict_free_its_room_when_the_last_dies() -> None:
