@@ -32,10 +32,10 @@ void Inbox::detach() {
 void Inbox::read_ring() {
   const std::lock_guard lock(mutex_);
   drain_ring();
-  while (waiting_.empty() && held_bytes_ < limit_bytes_) {
+  while (waiting_.empty() && held_bytes_ < limit_bytes_ && ring_ && ring_->next_is_piece()) {
     std::optional<Dict> dict = next_from_ring();
     if (!dict) return;
-    dict->counted = dict->block && dict->block->is_lent() ? 0 : dict->held_bytes();
+    dict->counted = dict->held_bytes();
     held_bytes_ += dict->counted;
     dicts_.push_back(std::move(*dict));
   }

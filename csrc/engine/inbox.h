@@ -65,7 +65,7 @@ class Inbox {
   bool has_room();  // one message always fits, however large; dicts and control messages share the limit
   void attach(std::shared_ptr<RingReader> ring, const std::string& who);  // `who` writes to it, for error texts
   void detach();     // the ring is read no more; tensors keep its memory
-  void read_ring();  // though nobody waits: for posted tickets, and to make room for a sender that has none
+  void read_ring();  // though nobody waits: for posted tickets, and dicts in pieces, which need memory of ours anyway
   void put(Control control);
   void put(Dict dict);
   void fail(const Error& error);

@@ -54,6 +54,8 @@ bool RingReader::ready() const {
   return next_entry().number.load(std::memory_order_acquire) == taken + 1;
 }
 
+bool RingReader::next_is_piece() const { return ready() && next_entry().kind != wire::EntryKind::kWhole; }
+
 // ---- taking -----------------------------------------------------------------------------------------------------
 
 std::optional<Dict> RingReader::take() {

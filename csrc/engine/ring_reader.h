@@ -34,7 +34,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
   bool ready() const;          // there is an entry to take
-  std::optional<Dict> take();  // the next complete dict; pieces are taken as they are, so there may be none yet
+  bool next_is_piece() const;  // of a dict that comes in pieces
+  std::optional<Dict> take();  // the next complete dict; pieces are taken as they come, so there may be none yet
 
   std::uint32_t bell() const { return head().bell.load(); }  // changes with every wake-up
   void stir() noexcept;                                      // wakes all that sleep, in this process

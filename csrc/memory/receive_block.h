@@ -31,7 +31,6 @@ class ReceiveBlock {
 
   std::uint8_t* bytes() const { return bytes_; }
   std::size_t size() const { return size_; }
-  bool is_lent() const { return lender_ != nullptr; }
 
  private:
   std::uint8_t* bytes_;
