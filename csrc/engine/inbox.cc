@@ -241,6 +241,7 @@ void Inbox::sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32
       return changed();
     };
     const bool came = spin_.poll(look, 1);
+    if (!came && source_ != nullptr) source_->read_on();
     lock.lock();
     if (!came) {
       if (deadline.is_never()) {

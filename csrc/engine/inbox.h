@@ -48,7 +48,8 @@ using RecvTicketPtr = std::shared_ptr<RecvTicket>;
 class Source {
  public:
   virtual ~Source() = default;
-  virtual void read_now() noexcept = 0;  // puts what is there into the inbox; whoever else reads comes first
+  virtual void read_now() noexcept = 0;   // puts what is there into the inbox; whoever else reads comes first
+  virtual void read_on() noexcept = 0;    // the caller looks no more, and goes to sleep
 };
 
 class Inbox {

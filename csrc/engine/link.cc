@@ -1,13 +1,12 @@
 #include "engine/link.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <utility>
 
 #include "base/align.h"
 #include "base/clock.h"
 #include "base/duration.h"
+#include "base/process.h"
 #include "engine/frame.h"
 #include "wire/manifest.h"
 
@@ -23,7 +22,7 @@ Span manifest_of(const std::vector<Span>& body) { return body.front(); }
 
 Link::Link(Options options)
     : options_(std::move(options)),
-      owner_(::getpid()),
+      owner_(current_pid()),
       budget_(options_.queue_bytes, options_.queue_items),
       inbox_(options_, receiver_wake_, notice_, stats_),
       context_(std::make_unique<net::Context>(2)) {
@@ -49,9 +48,9 @@ std::shared_ptr<Link> open_link(Options options) {
   if (options.relay != Relay::kNone && (options.bind.empty() || options.connect.empty())) {
     throw Error(Code::kConfig, "open", "a relay needs both `bind` and `connect`");
   }
-  const pid_t owner = ::getpid();
+  const pid_t owner = current_pid();
   return std::shared_ptr<Link>(new Link(std::move(options)), [owner](Link* link) {
-    if (::getpid() == owner) delete link;
+    if (current_pid() == owner) delete link;
   });
 }
 
@@ -138,7 +137,7 @@ SendTicketPtr Link::send_dict(const std::vector<Span>& body, const SendOptions& 
 }
 
 Inbox& Link::inbox() {
-  if (::getpid() != owner_) check_usable();
+  if (current_pid() != owner_) check_usable();
   if (!receiver_) throw Error(Code::kConfig, "receive", "this link was opened without `connect`: it cannot receive");
   return inbox_;
 }
@@ -175,7 +174,7 @@ Error Link::queue_timeout(double waited_s) const {
 }
 
 std::string Link::receive_trouble() const {
-  if (::getpid() != owner_ || !receiver_ || receiver_->peer_connected()) return "";
+  if (current_pid() != owner_ || !receiver_ || receiver_->peer_connected()) return "";
   const std::string reason = receiver_->last_refusal();
   return "not connected to " + options_.connect + " yet" + (reason.empty() ? "" : ": " + reason);
 }
@@ -187,7 +186,7 @@ void Link::set_epoch(std::uint32_t epoch) {
 }
 
 std::map<std::string, std::uint64_t> Link::stats() const {
-  const bool mine = ::getpid() == owner_;  // a fork's locks may be held by threads that are not there
+  const bool mine = current_pid() == owner_;  // a fork's locks may be held by threads that are not there
   return {
       {"bytes_sent", stats_.bytes_sent},
       {"bytes_received", stats_.bytes_received},
@@ -222,7 +221,7 @@ std::map<std::string, std::uint64_t> Link::stats() const {
 }
 
 std::string Link::lane_reason() const {
-  if (::getpid() != owner_) return "";
+  if (current_pid() != owner_) return "";
   const std::string sending = sender_ ? sender_->lane_reason() : "";
   return sending.empty() && receiver_ ? receiver_->lane_reason() : sending;
 }
@@ -236,7 +235,7 @@ std::optional<Error> Link::send_error() const { return sender_ ? sender_->error(
 std::optional<Error> Link::receive_error() const { return receiver_ ? inbox_.error() : std::nullopt; }
 
 void Link::close(double linger_s) {
-  if (::getpid() != owner_) return;
+  if (current_pid() != owner_) return;
   const std::lock_guard lock(closing_);
   if (closed_.exchange(true)) return;
   // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
@@ -251,7 +250,7 @@ void Link::close(double linger_s) {
 }
 
 void Link::check_usable() const {
-  if (::getpid() != owner_) {
+  if (current_pid() != owner_) {
     throw Error(Code::kClosed, "use", "this link belongs to process " + std::to_string(owner_) +
                                           "; a forked child must open its own");
   }

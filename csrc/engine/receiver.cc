@@ -1,8 +1,10 @@
 #include "engine/receiver.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/duration.h"
 #include "base/thread.h"
 #include "engine/frame.h"
@@ -11,6 +13,8 @@ namespace zmqpp::engine {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;  // then look at the peer again
+constexpr std::uint64_t kCallerPause_ns = 1'000'000;  // a caller that reads by itself comes back within this, or is done
+constexpr long kCallerPoll_ms = 1;
 constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tries again by itself
 constexpr double kGrace_s = 0.5;
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
@@ -135,15 +139,19 @@ bool Receiver::turn() {
     if (closing_) return false;
   }
   bool room = true;
+  bool caller_reads = false;
   {
     const std::lock_guard reading(reading_);
     if (read_turn(room)) return true;
+    caller_reads = caller_ns_ != 0 && now_ns() - caller_ns_ < kCallerPause_ns;
+    if (!caller_reads) caller_ns_ = 0;
   }
   // The PULL socket by its descriptor only: callers may read it meanwhile, and read it empty, as it was left here.
   net::PollItem items[3] = {{nullptr, wake_.fd(), net::kPollIn, 0},
                             {watch_.raw(), 0, net::kPollIn, 0},
                             {nullptr, readable_, net::kPollIn, 0}};
-  net::poll(items, room ? 3 : 2, poll_until_.remaining_ms());
+  const long left_ms = poll_until_.remaining_ms();
+  net::poll(items, room && !caller_reads ? 3 : 2, caller_reads ? std::min(left_ms, kCallerPoll_ms) : left_ms);
   return true;
 }
 
@@ -171,6 +179,8 @@ bool Receiver::read_turn(bool& room) {
 void Receiver::read_now() noexcept {
   const std::unique_lock reading(reading_, std::try_to_lock);
   if (!reading || finished_ || broken_) return;
+  // A relay must pass on at once what comes while the caller is busy again; others can wait for the thread a moment.
+  if (options_.relay == Relay::kNone) caller_ns_ = now_ns();
   try {
     for (int i = 0; i < kMessagesPerTurn && inbox_.has_room(); ++i) {
       if (!read_some()) return;
@@ -181,6 +191,11 @@ void Receiver::read_now() noexcept {
     broken_ = Error(Code::kResource, "receive", e.what());
   }
   wake_.signal();
+}
+
+void Receiver::read_on() noexcept {
+  const std::lock_guard reading(reading_);
+  if (std::exchange(caller_ns_, 0) != 0) wake_.signal();
 }
 
 void Receiver::watch_peer() {

@@ -43,6 +43,7 @@ class Receiver : public Source {
   Lane lane() const { return lane_; }
   std::string lane_reason() const;  // why not the shared one
   void read_now() noexcept override;
+  void read_on() noexcept override;
   void close();
 
  private:
@@ -77,6 +78,7 @@ class Receiver : public Source {
   net::PeerWatch watch_;
   Assembly assembly_;
   std::optional<Error> broken_;  // what a caller met while it read in the thread's place
+  std::uint64_t caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does
   bool finished_ = false;        // the thread reads no more, and nobody else shall
 
   mutable std::mutex mutex_;  // guards the following

@@ -1,7 +1,5 @@
 #include "engine/ring_reader.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -10,6 +8,7 @@
 #include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/process.h"
 #include "memory/copy.h"
 #include "wire/manifest.h"
 
@@ -24,7 +23,7 @@ constexpr std::size_t kHeldSlots = wire::kSlots / 2;
 
 RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options,
                        std::shared_ptr<Stats> stats)
-    : owner_(::getpid()),
+    : owner_(current_pid()),
       limits_(options.limits),
       hold_bytes_(options.shm_hold_bytes > 0 ? options.shm_hold_bytes : hello.segment_bytes / 2),
       stats_(std::move(stats)),
@@ -184,7 +183,7 @@ void RingReader::fill_open(const wire::EntryView& view) {
 // ---- releasing --------------------------------------------------------------------------------------------------
 
 void RingReader::take_back(std::uint64_t lease, std::size_t size) noexcept {
-  if (::getpid() != owner_) return;  // a fork's copy of the tensor died; the tensor itself lives
+  if (current_pid() != owner_) return;  // a fork's copy of the tensor died; the tensor itself lives
   lent_bytes_.fetch_sub(size, std::memory_order_relaxed);
   lent_slots_.fetch_sub(1, std::memory_order_relaxed);
   subtract(stats_->held_bytes, size);

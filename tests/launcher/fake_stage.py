@@ -68,7 +68,7 @@ def main() -> None:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Api)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    emit(index, "ready")
+    emit(index, "ready", lane="shm to stage 1" if index == 0 else "")
     while not stop.wait(1.0):
         pass
     emit(index, "stopped", sent_bytes=123_456, received_bytes=654_321, steps=64)

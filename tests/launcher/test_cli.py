@@ -90,6 +90,8 @@ def test_demo_streams_the_completion_and_reports_each_stage(
     assert 'The "try" [bold]exception handlers and/or cleanup code\n' in out
     assert "stage 1: ready, layers 4-8 of 8, 1.97M parameters, 3.9 MB" in out
     assert "stage 1: layers 4-8 of 8, 1.97M parameters, sent 123.5 KB, received 654.3 KB in 64 steps" in out
+    assert "stage 0: ready, layers 0-4 of 8, 1.97M parameters, 3.9 MB, tensors by shm to stage 1" in out
+    assert "64 steps, tensors by shm to stage 1\n" in out
     assert out.endswith("all stages stopped\n")
     assert err == ""
 

@@ -189,6 +189,7 @@ def _report(launcher: Launcher, console: Console) -> None:
         line = f"stage {state.index}: layers {state.layers or '?'}, {count(state.parameters)} parameters"
         moved = f"sent {size(state.sent_bytes)}, received {size(state.received_bytes)}"
         steps = f" in {state.steps} steps" if state.steps is not None else ""
-        console.print(f"{line}, {moved}{steps}", soft_wrap=True)
+        lane = f", tensors by {state.lane}" if state.lane else ""
+        console.print(f"{line}, {moved}{steps}{lane}", soft_wrap=True)
     console.print("all stages stopped", style="dim")
     sys.stdout.flush()

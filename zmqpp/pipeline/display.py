@@ -66,6 +66,7 @@ class StageDisplay:
         table.add_column("layers", min_width=9)
         table.add_column("parameters", justify="right")
         table.add_column("size", justify="right", min_width=7)
+        table.add_column("lane", min_width=14)
         table.add_column("state", min_width=24, no_wrap=True)
         table.add_column("seconds", justify="right")
         for state in states:
@@ -74,6 +75,7 @@ class StageDisplay:
                 state.layers or "-",
                 count(state.parameters),
                 size(state.size_bytes),
+                state.lane or "-",
                 self._phase(state),
                 f"{state.elapsed_s:.1f}",
             )
@@ -95,6 +97,8 @@ def describe(state: StageState) -> str:
         parts.append(f"layers {state.layers}")
     if state.parameters is not None:
         parts.append(f"{count(state.parameters)} parameters, {size(state.size_bytes)}")
+    if state.lane:
+        parts.append(f"tensors by {state.lane}")
     return ", ".join(parts)
 
 

@@ -12,7 +12,7 @@ __all__ = ["PHASES", "StageState"]
 
 PHASES = ("starting", "waiting", "loading", "loaded", "ready", "failed", "stopped")
 _COPIED = frozenset(
-    ("start_layer", "end_layer", "total_layers", "parameters", "sent_bytes", "received_bytes", "steps")
+    ("start_layer", "end_layer", "total_layers", "parameters", "sent_bytes", "received_bytes", "steps", "lane")
 )
 
 
@@ -32,6 +32,8 @@ class StageState:
     sent_bytes: int | None = None
     received_bytes: int | None = None
     steps: int | None = None
+    lane: str = ""
+    """How its tensors go to the next stage: "shm to stage 1"."""
     started_s: float = field(default_factory=time.time)
     settled_s: float | None = None
     """When it became ready or failed; unix seconds."""

@@ -45,6 +45,14 @@ class Place:
         """Who comes before, and where."""
         return "the engine" if self.index == 0 else f"stage {self.index - 1} at {self.link.connect}"
 
+    def next_lane(self) -> str:
+        """How tensors go to the next stage, such as "shm to stage 1"; the last one sends none."""
+        stats = self.link.stats()
+        if self._is_last or stats["send_lane"] is None:
+            return ""
+        reason = stats["lane_reason"]
+        return f"{stats['send_lane']} to stage {self.index + 1}{reason and f' ({reason})'}"
+
     # ---- reading -----------------------------------------------------------------------------------------
 
     def first(self, timeout_s: float, log: Callable[[str], None]) -> control.AnyMessage:

@@ -196,8 +196,9 @@ class Stage:
             reply = control.RpcReply(rpc.call, self.index, error=describe(error))
         self.place.reply(reply)
         if rpc.method == "compile_or_warm_up_model" and reply.error is None:
-            self.log(f"stage {self.index}: ready")
-            emit(self.index, "ready")
+            lane = self.place.next_lane()
+            self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
+            emit(self.index, "ready", lane=lane)
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         return self.place.link.stats() if method == STATS else self._built().call(method, args, kwargs)
