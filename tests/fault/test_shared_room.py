@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ MIB = 1 << 20
 SHARED = Lane("shm", Path())
 SMALL = SHARED.config(shm_bytes=8 * MIB)
 """Half of it may be held by tensors before the receiver copies."""
+SLOW = SHARED.config(shm_bytes=8 * MIB, shm_hold_bytes=8 * MIB, receive_limit_bytes=1)
+"""All of it may be held, and next to nothing may be taken out for later."""
 
 
 def test_receiver_that_keeps_every_tensor_is_no_deadlock() -> None:
@@ -67,20 +70,28 @@ def test_posted_receives_that_nobody_waits_for_are_no_deadlock_of_the_others() -
 
 
 def test_slow_receiver_makes_the_sender_wait_and_tells_what_it_has_not_received() -> None:
-    with Link(bind=ANY_PORT, connect=None, config=SMALL, next="stage 1") as sender:
-        with Link(bind=None, connect=sender.bound, config=SMALL, name="b") as receiver:
+    with Link(bind=ANY_PORT, connect=None, config=SLOW, next="stage 1") as sender:
+        with Link(bind=None, connect=sender.bound, config=SLOW) as receiver:
             receiver.wait_peers(5)
-            sent = 0
-            with within(5.0), pytest.raises(PoolTimeout, match=r"holds \d+ .*that stage 1 has not received"):
-                while True:
-                    sender.send_dict(numbered(sent, MIB), timeout_s=0.3)
-                    sent += 1
-            assert 4 <= sent <= 8, "as many as fit"
+            with within(5.0):
+                sent = fill(sender)
+            assert 4 <= sent <= 10, "as many as fit, and those that were taken out for later"
+            with within(1.0), pytest.raises(PoolTimeout, match=r"holds \d+ .*that stage 1 has not received"):
+                sender.send_dict(numbered(0, MIB), timeout_s=0.3)
             for i in range(sent):
                 assert_whole(receiver.recv_dict(timeout_s=2), i, MIB)
             sender.send_dict(numbered(7, MIB), timeout_s=2)
             assert_whole(receiver.recv_dict(timeout_s=2), 7, MIB)
             assert sender.next_error() is None
+
+
+def test_what_is_taken_out_of_the_segment_for_later_is_bounded() -> None:
+    config = SHARED.config(shm_bytes=8 * MIB, receive_limit_bytes=20 * MIB)
+    with pair(sender=config, receiver=config) as (sender, receiver):
+        sent = fill(sender)
+        assert sent <= 30
+        for i in range(sent):
+            assert_whole(receiver.recv_dict(timeout_s=2), i, MIB)
 
 
 @pytest.mark.xfail(strict=True, reason="the sender does not count what it cancels in the segment")
@@ -93,40 +104,52 @@ def test_both_sides_count_a_dict_that_was_cut_off() -> None:
         assert (sender.stats()["cancelled"], receiver.stats()["cancelled"]) == (1, 1)
 
 
-@pytest.mark.parametrize("holds", ["entries nobody takes", "tensors"])
-def test_waiting_for_room_costs_neither_processor_nor_messages(holds: str) -> None:
-    greedy = SHARED.config(shm_bytes=8 * MIB, shm_hold_bytes=8 * MIB)
-    with pair(sender=greedy, receiver=greedy) as (sender, receiver):
-        held = []
-        with pytest.raises(PoolTimeout):
-            for i in range(64):
-                sender.send_dict(numbered(i, MIB), timeout_s=0.3)
-                if holds == "tensors":
-                    held.append(receiver.recv_dict(timeout_s=2))
+@pytest.mark.parametrize("held_dicts", [0, 6])
+def test_waiting_for_room_costs_neither_processor_nor_messages(held_dicts: int) -> None:
+    with pair(sender=SLOW, receiver=SLOW) as (sender, receiver):
+        held = hold(sender, receiver, held_dicts)
+        fill(sender)
         next_one = numbered(1, MIB)
         messages, used_s = sender.stats()["messages_sent"], time.process_time()
         with pytest.raises(PoolTimeout):
             sender.send_dict(next_one, timeout_s=1.0)
         assert time.process_time() - used_s < 0.3, "of a second that was waited"
         assert sender.stats()["messages_sent"] - messages < 100
+        assert len(held) == held_dicts
 
 
-def test_holder_of_the_segment_is_named_when_nothing_else_is_left() -> None:
-    greedy = SHARED.config(shm_bytes=8 * MIB, shm_hold_bytes=8 * MIB)  # told never to copy
-    with Link(bind=ANY_PORT, connect=None, config=greedy, next="stage 1") as sender:
-        with Link(bind=None, connect=sender.bound, config=greedy) as receiver:
-            held = []
-            with (
-                within(8.0),
-                pytest.raises(PoolTimeout, match=r"\(\d+ bytes\) whose tensors stage 1 still keeps"),
-            ):
-                for i in range(64):
-                    sender.send_dict(numbered(i, MIB), timeout_s=0.5)
-                    held.append(receiver.recv_dict(timeout_s=2))
+def hold(sender: Link, receiver: Link, dicts: int) -> list[dict[str, Any]]:
+    """Dicts of one MiB that were received."""
+    held = []
+    for i in range(dicts):
+        sender.send_dict(numbered(i, MIB))
+        held.append(receiver.recv_dict())
+    return held
+
+
+def fill(sender: Link) -> int:
+    """Send dicts of one MiB until there is no room; how many went."""
+    sent = 0
+    with pytest.raises(PoolTimeout):
+        while True:
+            sender.send_dict(numbered(sent, MIB), timeout_s=0.3)
+            sent += 1
+    return sent
+
+
+def test_holder_of_the_segment_is_named() -> None:
+    with Link(bind=ANY_PORT, connect=None, config=SLOW, next="stage 1") as sender:
+        with Link(bind=None, connect=sender.bound, config=SLOW) as receiver:
+            held = hold(sender, receiver, 6)
+            sent = fill(sender)
+            with pytest.raises(PoolTimeout, match=r"and [67] \(\d+ bytes\) whose tensors stage 1 still keeps"):
+                sender.send_dict(numbered(0, MIB), timeout_s=0.2)
             for i, values in enumerate(held):
                 assert_whole(values, i, MIB)
             held.clear()
             del values
+            for i in range(sent):
+                assert_whole(receiver.recv_dict(timeout_s=2), i, MIB)
             sender.send_dict(numbered(77, MIB), timeout_s=2)
             assert_whole(receiver.recv_dict(timeout_s=2), 77, MIB)
 

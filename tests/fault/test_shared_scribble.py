@@ -83,7 +83,6 @@ def test_wrong_entry_is_refused(case: str) -> None:
                 peer.send([2], 100)
 
 
-@pytest.mark.xfail(strict=True, reason="errors found in the segment do not say whose it is")
 def test_error_found_in_the_segment_names_the_sender() -> None:
     with linked() as (peer, receiver, memory):
         peer.send([1], 5000)
