@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -88,11 +89,9 @@ def test_killed_while_idle(lane: Lane) -> None:
 def test_killed_while_its_inbox_is_full(lane: Lane) -> None:
     with Peer() as peer, sending_to(peer, lane, receive_limit_bytes=1, shm_bytes=8 * MIB) as link:
         link.send_dict(numbered(0, 100))
-        large = numbered(1, 120 * MIB)  # more than lies between the two
-        tickets = [link.isend_dict(large) for _ in range(2)]
-        time.sleep(0.2)  # it takes what it has room for
+        waiting = fill(link, numbered(1, 120 * MIB), 2)
         peer.kill()
-        assert_lost(link, tickets)
+        assert_lost(link, waiting)
         assert_usable(link.bound, lane)
 
 
@@ -126,14 +125,24 @@ def test_killed_while_the_sender_waits_for_room(lane: Lane) -> None:
     with Peer() as peer, sending_to(peer, lane, **narrow) as link:
         link.send_dict(numbered(0, 100))
         large = numbered(1, 120 * MIB)
-        tickets = [link.isend_dict(large) for _ in range(2)]
+        waiting = fill(link, large, 2)
         with pytest.raises(PoolTimeout, match="holds 2 messages, .*stage 1 is slower"):
             link.isend_dict(large, timeout_s=0.2)
         peer.order("call", die_in_a_moment)
         with within(SEEN_S), pytest.raises(PeerLostError, match=LOST):
             link.isend_dict(large, timeout_s=20)
-        assert_lost(link, tickets)
+        assert_lost(link, waiting)
         assert_usable(link.bound, lane)
+
+
+def fill(link: Link, large: dict[str, Any], wanted: int) -> list[SendTicket]:
+    """Send it until so many of it wait: a receiver may take one ahead, and some lies between the two."""
+    waiting: list[SendTicket] = []
+    while len(waiting) < wanted:
+        waiting.append(link.isend_dict(large))
+        time.sleep(0.2)
+        waiting = [ticket for ticket in waiting if not ticket.is_sent()]
+    return waiting
 
 
 def die_in_a_moment(_: Link) -> None:

@@ -74,6 +74,18 @@ def test_name_of_a_killed_sender_is_removed_by_the_next_link() -> None:
         assert names_of(peer.pid) == set()
 
 
+def test_closed_link_frees_dicts_that_nobody_took() -> None:
+    config = SHARED.config(shm_bytes=8 * MIB)
+    with (
+        Link(bind=ANY_PORT, connect=None, config=config) as sender,
+        Link(bind=None, connect=sender.bound, config=config) as receiver,
+    ):
+        receiver.wait_peers(5)
+        sent = [sender.isend_dict(numbered(i, 3 * MIB)) for i in range(5)]  # there is not room for all
+        until(sent[1].is_sent)
+    assert "/dev/shm/zmqpp" not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.xfail(strict=True, reason="only a link that makes a segment looks for dead ones")
 def test_name_is_removed_even_by_a_link_that_uses_the_socket() -> None:
     with Peer() as peer:
@@ -95,6 +107,7 @@ def test_sender_killed_while_its_offer_is_being_answered_leaves_nothing() -> Non
                 until(lambda: False, delay_ms / 1000)
             sender.kill()
             receiver.answer()
+            receiver.do("close")  # or it would go on waiting for a sender there
             assert_usable(where)
             assert names_of(sender.pid) | names_of(receiver.pid) == set()
 
