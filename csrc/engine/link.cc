@@ -1,6 +1,7 @@
 #include "engine/link.h"
 
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "base/align.h"
@@ -16,6 +17,9 @@ namespace {
 constexpr std::size_t kFrameManifest = 4096;  // room for a manifest beside the inline payload
 constexpr std::size_t kFrames = 64;           // beyond, they come from the heap
 
+// One for each direction, where the machine has processors for them.
+int io_threads() { return std::thread::hardware_concurrency() > 2 ? 2 : 1; }
+
 Span manifest_of(const std::vector<Span>& body) { return body.front(); }
 
 }  // namespace
@@ -25,7 +29,7 @@ Link::Link(Options options)
       owner_(current_pid()),
       budget_(options_.queue_bytes, options_.queue_items),
       inbox_(options_, receiver_wake_, notice_, stats_),
-      context_(std::make_unique<net::Context>(2)) {
+      context_(std::make_unique<net::Context>(io_threads())) {
   if (!options_.bind.empty()) {
     const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
     pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);

@@ -1,5 +1,7 @@
 #include "engine/receiver.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -19,8 +21,8 @@ constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tri
 constexpr double kGrace_s = 0.5;
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
 
-void configure(net::Socket& socket, const Options& options) {
-  socket.set_i64(net::kAffinity, 2);  // one I/O thread, as PeerWatch needs, and not the sender's
+void configure(net::Socket& socket, const Options& options, int io_threads) {
+  socket.set_i64(net::kAffinity, 1 << (io_threads - 1));  // one I/O thread, as PeerWatch needs; the last one
   socket.set(net::kRcvHwm, kReceiveHwm);
   socket.set(net::kLinger, 0);
   socket.set_i64(net::kMaxMsgSize, static_cast<long long>(options.limits.max_frame_bytes()));
@@ -66,7 +68,7 @@ Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, 
       socket_(context, net::kPull),
       watch_(context, socket_),
       assembly_(stats_) {
-  configure(socket_, options_);
+  configure(socket_, options_, context.io_threads());
   readable_ = socket_.descriptor();
   socket_.connect(options_.connect);
   inbox_.attach(this);
@@ -177,10 +179,12 @@ bool Receiver::read_turn(bool& room) {
 
 // Until nothing is left, or the thread is told to go on: ZeroMQ signals only a reader that found nothing.
 void Receiver::read_now() noexcept {
-  const std::unique_lock reading(reading_, std::try_to_lock);
-  if (!reading || finished_ || broken_) return;
   // A relay must pass on at once what comes while the caller is busy again; others can wait for the thread a moment.
   if (options_.relay == Relay::kNone) caller_ns_ = now_ns();
+  pollfd item{readable_, POLLIN, 0};
+  if (::poll(&item, 1, 0) <= 0) return;
+  const std::unique_lock reading(reading_, std::try_to_lock);
+  if (!reading || finished_ || broken_) return;
   try {
     for (int i = 0; i < kMessagesPerTurn && inbox_.has_room(); ++i) {
       if (!read_some()) return;
@@ -195,7 +199,7 @@ void Receiver::read_now() noexcept {
 
 void Receiver::read_on() noexcept {
   const std::lock_guard reading(reading_);
-  if (std::exchange(caller_ns_, 0) != 0) wake_.signal();
+  if (caller_ns_.exchange(0) != 0) wake_.signal();
 }
 
 void Receiver::watch_peer() {

@@ -78,7 +78,7 @@ class Receiver : public Source {
   net::PeerWatch watch_;
   Assembly assembly_;
   std::optional<Error> broken_;  // what a caller met while it read in the thread's place
-  std::uint64_t caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does
+  std::atomic<std::uint64_t> caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does
   bool finished_ = false;        // the thread reads no more, and nobody else shall
 
   mutable std::mutex mutex_;  // guards the following

@@ -22,7 +22,7 @@ void release_chunk(void* bytes, void* hint) {
 bool is_local(const std::string& endpoint) { return endpoint.rfind("tcp://", 0) != 0; }
 
 void configure(net::Socket& socket, const Options& options) {
-  socket.set_i64(net::kAffinity, 1);  // one I/O thread, as PeerWatch needs
+  socket.set_i64(net::kAffinity, 1);  // one I/O thread, as PeerWatch needs; the first one
   socket.set(net::kSndHwm, kSendHwm);
   socket.set(net::kLinger, 0);
   socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));

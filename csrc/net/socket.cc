@@ -23,7 +23,7 @@ Code endpoint_code(int error) {
 
 }  // namespace
 
-Context::Context(int io_threads) : raw_(zmq().ctx_new()) {
+Context::Context(int io_threads) : raw_(zmq().ctx_new()), io_threads_(io_threads) {
   if (raw_ == nullptr) fail("open", Code::kResource, "no ZeroMQ context");
   zmq().ctx_set(raw_, kCtxIoThreads, io_threads);
 }

@@ -20,9 +20,11 @@ class Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
   void* raw() const { return raw_; }
+  int io_threads() const { return io_threads_; }
 
  private:
   void* raw_;
+  const int io_threads_;
 };
 
 class Socket {
