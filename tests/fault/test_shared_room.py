@@ -106,12 +106,19 @@ def test_both_sides_count_a_dict_that_was_cut_off() -> None:
         assert (sender.stats()["cancelled"], receiver.stats()["cancelled"]) == (1, 1)
 
 
-@pytest.mark.parametrize("held_dicts", [0, 6])
-def test_waiting_for_room_costs_neither_processor_nor_messages(held_dicts: int) -> None:
+SPINS = "a deadline that has passed stays in the waiting time of the sender's thread, once it has begun with pieces"
+
+
+@pytest.mark.parametrize(
+    ("held_dicts", "size"),
+    [(0, MIB), (6, MIB), pytest.param(6, 5 * MIB, marks=pytest.mark.xfail(strict=True, reason=SPINS))],
+    ids=["nothing taken", "tensors held", "tensors held and a dict in pieces"],
+)
+def test_waiting_for_room_costs_neither_processor_nor_messages(held_dicts: int, size: int) -> None:
     with pair(sender=SLOW, receiver=SLOW) as (sender, receiver):
         held = hold(sender, receiver, held_dicts)
-        fill(sender)
-        next_one = numbered(1, MIB)
+        fill(sender, size)
+        next_one = numbered(1, size)
         messages, used_s = sender.stats()["messages_sent"], time.process_time()
         with pytest.raises(PoolTimeout):
             sender.send_dict(next_one, timeout_s=1.0)
@@ -129,12 +136,12 @@ def hold(sender: Link, receiver: Link, dicts: int) -> list[dict[str, Any]]:
     return held
 
 
-def fill(sender: Link) -> int:
-    """Send dicts of one MiB until there is no room; how many went."""
+def fill(sender: Link, size: int = MIB) -> int:
+    """Send dicts until there is no room; how many went."""
     sent = 0
     with pytest.raises(PoolTimeout):
         while True:
-            sender.send_dict(numbered(sent, MIB), timeout_s=0.3)
+            sender.send_dict(numbered(sent, size), timeout_s=0.3)
             sent += 1
     return sent
 
