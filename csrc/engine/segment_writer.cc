@@ -23,6 +23,7 @@ constexpr std::size_t kCheckedStep = 64u << 10;      // copied, then summed whil
 
 SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stats& stats)
     : checksum_(options.checksum),
+      payload_bytes_(options.shm_bytes),
       stats_(stats),
       segment_(memory::Segment::create(wire::payload_offset() + options.shm_bytes,
                                        wire::payload_offset() + std::min<std::uint64_t>(kFirstCommit, options.shm_bytes))),
@@ -117,6 +118,11 @@ bool SegmentWriter::commit(std::uint64_t end) {
     add(stats_.allocations);
     return true;
   }
+  // What is left of the machine's room is still good for pieces.
+  for (std::uint64_t step = (end - committed_) / 2 / wire::kPage * wire::kPage; step >= kSmallestPiece;
+       step = step / 2 / wire::kPage * wire::kPage) {
+    if (segment_.commit(wire::payload_offset() + committed_, step)) committed_ += step;
+  }
   return false;
 }
 
@@ -151,6 +157,11 @@ std::string SegmentWriter::held_text(const std::string& receiver) {
 // ---- writing ----------------------------------------------------------------------------------------------------
 
 bool SegmentWriter::write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size) {
+  // Tensors may keep whole bodies for ever: where the machine has no more, something must stay free for pieces.
+  reclaim();
+  if (kind == wire::EntryKind::kWhole && arena_.bytes() < payload_bytes() && arena_.largest() < size + 2 * kSmallestPiece) {
+    return false;
+  }
   const auto offset = take_space(size);
   if (!offset) return false;
   const std::uint16_t slot = free_slots_.back();

@@ -34,7 +34,7 @@ class SegmentWriter {
   SegmentWriter(std::uint64_t session, const Options& options, Stats& stats);
 
   const std::string& name() const { return segment_.name(); }
-  std::uint64_t payload_bytes() const { return head().payload_bytes; }
+  std::uint64_t payload_bytes() const { return payload_bytes_; }
   wire::SegmentState state() const;
   bool withdraw();        // false: the receiver was faster
   void settled() { segment_.unlink_name(); }
@@ -72,6 +72,7 @@ class SegmentWriter {
   void publish(wire::EntryView view);
 
   const bool checksum_;
+  const std::uint64_t payload_bytes_;  // not from the head: the receiver can write there
   Stats& stats_;
   memory::Segment segment_;
   std::uint64_t committed_;  // bytes of the payload area that are backed by memory

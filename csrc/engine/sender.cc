@@ -15,6 +15,7 @@ namespace {
 // hardly be able to: it may be in another container of this one.
 constexpr double kSettleLocal_s = 1.0;
 constexpr double kSettleRemote_s = 0.1;
+constexpr double kSettleForced_s = 3.0;  // where the socket is no alternative
 constexpr long kSettlePoll_ms = 1;
 constexpr double kRoomSlice_s = 0.02;  // how late a lost peer is noticed while the segment is full
 
@@ -38,12 +39,12 @@ Sender::Sender(net::Context& context, const Options& options, Budget& budget, Ev
 }
 
 void Sender::open_shared() {
+  memory::remove_dead_segments();
   if (options_.lane == LaneChoice::kSocket) {
     lane_ = Lane::kSocket;
     return;
   }
   try {
-    memory::remove_dead_segments();
     shared_ = std::make_unique<SharedLane>(stream_.session(), options_, budget_, stats_);
   } catch (const Error& e) {
     if (options_.lane == LaneChoice::kShared || e.code() != Code::kSharedMemory) throw;
@@ -217,7 +218,7 @@ void Sender::choose_lane() {
     default: break;
   }
   if (!is_settling()) return;
-  const double patience = options_.lane == LaneChoice::kShared ? options_.handshake_s
+  const double patience = options_.lane == LaneChoice::kShared ? kSettleForced_s
                           : stream_.peer_is_local()            ? kSettleLocal_s
                                                                : kSettleRemote_s;
   if (settle_.is_never()) settle_ = Deadline::after(patience);

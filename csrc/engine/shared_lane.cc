@@ -112,7 +112,8 @@ bool SharedLane::idle() const {
 
 Deadline SharedLane::soonest() const {
   const std::lock_guard lock(mutex_);
-  Deadline soonest = patience_;
+  // Once it has passed it says nothing about when to look again: only a release does.
+  Deadline soonest = patience_.expired() ? Deadline::never() : patience_;
   if (current_) soonest = soonest.sooner(current_->item.deadline);
   for (const Outgoing& item : queue_) soonest = soonest.sooner(item.deadline);
   return soonest;
@@ -122,7 +123,10 @@ bool SharedLane::expire() {
   const std::lock_guard lock(mutex_);
   std::vector<Outgoing> late_items;
   if (current_ && current_->item.deadline.expired()) {
-    if (current_->started) cancel_ = current_->mark;
+    if (current_->started) {
+      cancel_ = current_->mark;
+      add(stats_.cancelled);
+    }
     late_items.push_back(std::move(current_->item));
     current_.reset();
   }

@@ -24,6 +24,8 @@ bool is_local(const std::string& endpoint) { return endpoint.rfind("tcp://", 0) 
 void configure(net::Socket& socket, const Options& options) {
   socket.set_i64(net::kAffinity, 1);  // one I/O thread, as PeerWatch needs; the first one
   socket.set(net::kSndHwm, kSendHwm);
+  socket.set(net::kRcvHwm, 1);
+  socket.set_i64(net::kMaxMsgSize, 1024);  // a receiver says nothing but ZeroMQ's own commands
   socket.set(net::kLinger, 0);
   socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));
   // A ZAP domain makes libzmq refuse peers older than ZMTP 3, for which it takes every stray HTTP client.
