@@ -15,7 +15,7 @@ namespace {
 // hardly be able to: it may be in another container of this one.
 constexpr double kSettleLocal_s = 1.0;
 constexpr double kSettleRemote_s = 0.1;
-constexpr double kSettleForced_s = 3.0;  // where the socket is no alternative
+constexpr double kSettleForced_s = 2.0;  // where the socket is no alternative
 constexpr long kSettlePoll_ms = 1;
 constexpr double kRoomSlice_s = 0.02;  // how late a lost peer is noticed while the segment is full
 

@@ -86,7 +86,6 @@ def test_closed_link_frees_dicts_that_nobody_took() -> None:
     assert "/dev/shm/zmqpp" not in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="only a link that makes a segment looks for dead ones")
 def test_name_is_removed_even_by_a_link_that_uses_the_socket() -> None:
     with Peer() as peer:
         peer.open(bind=ANY_PORT, config=CONFIG)

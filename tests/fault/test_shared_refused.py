@@ -138,12 +138,7 @@ def test_one_side_told_to_use_the_socket_is_enough(told: str) -> None:
             assert [*Path("/dev/shm").glob(f"zmqpp-{os.getpid()}-*")] == []
 
 
-STUCK = "all that could be reserved is held by tensors: nothing is left for the pieces of the next dict"
-
-
-@pytest.mark.parametrize(
-    "size", ["1m", "3m", pytest.param("20m", marks=pytest.mark.xfail(strict=True, reason=STUCK))]
-)
+@pytest.mark.parametrize("size", ["1m", "3m", "20m"])
 def test_tiny_shared_memory_carries_dicts_larger_than_itself(size: str, peer_at: Any) -> None:
     """Pages are reserved before they are written: a full /dev/shm is no SIGBUS."""
     peer = peer_at(partial(places.with_own_shared_memory, size))

@@ -94,7 +94,6 @@ def test_what_is_taken_out_of_the_segment_for_later_is_bounded() -> None:
             assert_whole(receiver.recv_dict(timeout_s=2), i, MIB)
 
 
-@pytest.mark.xfail(strict=True, reason="the sender does not count what it cancels in the segment")
 def test_both_sides_count_a_dict_that_was_cut_off() -> None:
     with pair(sender=SLOW, receiver=SLOW) as (sender, receiver):
         sender.send_dict(numbered(0, 85 * MIB), timeout_s=5)  # taken out for later; the next is not
@@ -106,12 +105,9 @@ def test_both_sides_count_a_dict_that_was_cut_off() -> None:
         assert (sender.stats()["cancelled"], receiver.stats()["cancelled"]) == (1, 1)
 
 
-SPINS = "a deadline that has passed stays in the waiting time of the sender's thread, once it has begun with pieces"
-
-
 @pytest.mark.parametrize(
     ("held_dicts", "size"),
-    [(0, MIB), (6, MIB), pytest.param(6, 5 * MIB, marks=pytest.mark.xfail(reason=SPINS))],
+    [(0, MIB), (6, MIB), (6, 5 * MIB)],
     ids=["nothing taken", "tensors held", "tensors held and a dict in pieces"],
 )
 def test_waiting_for_room_costs_neither_processor_nor_messages(held_dicts: int, size: int) -> None:

@@ -12,7 +12,16 @@ __all__ = ["PHASES", "StageState"]
 
 PHASES = ("starting", "waiting", "loading", "loaded", "ready", "failed", "stopped")
 _COPIED = frozenset(
-    ("start_layer", "end_layer", "total_layers", "parameters", "sent_bytes", "received_bytes", "steps", "lane")
+    (
+        "start_layer",
+        "end_layer",
+        "total_layers",
+        "parameters",
+        "sent_bytes",
+        "received_bytes",
+        "steps",
+        "lane",
+    )
 )
 
 
