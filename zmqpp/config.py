@@ -40,7 +40,7 @@ class TransportConfig:
     Each field can be set by the environment: `chunk_bytes` by `ZMQPP_CHUNK_BYTES`, and so on; see `from_env`.
     """
 
-    chunk_bytes: int = 1 * _MIB
+    chunk_bytes: int = 512 * _KIB
     """Size of one piece of a large payload: small enough to overlap copying and sending."""
     inline_bytes: int = 64 * _KIB
     """Payloads up to this size travel in the dict's own message, copied before the send returns."""

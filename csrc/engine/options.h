@@ -38,7 +38,7 @@ struct Options {
   std::int64_t world_size = 0;
   Relay relay = Relay::kNone;
 
-  std::size_t chunk_bytes = 1u << 20;
+  std::size_t chunk_bytes = 512u << 10;
   std::size_t inline_bytes = 64u << 10;
   std::size_t pool_chunks = 16;
   std::size_t queue_bytes = 256u << 20;
