@@ -147,28 +147,6 @@ def test_tensors_in_a_segment_outlive_the_link_and_give_its_memory_back() -> Non
     del kept
 
 
-# chunks_sent, copies_out, copies_in
-COUNTS = {"tcp": (4, 2 + 4, 1 + 4), "shm": (0, 2 + 1, 0)}
-
-
-@pytest.mark.parametrize("lane", COUNTS)
-def test_copies_and_messages_per_dict_are_as_few_as_they_can_be(lane: str) -> None:
-    chunks, out, into = COUNTS[lane]
-    config = replace(FAST, lane=lane)
-    with pair(sender=config, receiver=config) as (sender, receiver):
-        before, there = sender.stats(), receiver.stats()
-        sender.isend_dict({"x": torch.ones(8), "y": torch.ones(8)}).wait_sent()
-        receiver.recv_dict()
-        sender.isend_dict({"x": torch.ones(MIB)}).wait_sent()  # 4 MiB
-        receiver.recv_dict()
-        counts = {
-            name: sender.stats()[name] - before[name] for name in ("dicts_sent", "chunks_sent", "copies_out")
-        }
-        assert counts == {"dicts_sent": 2, "chunks_sent": chunks, "copies_out": out}
-        got = {name: receiver.stats()[name] - there[name] for name in ("dicts_received", "copies_in")}
-        assert got == {"dicts_received": 2, "copies_in": into}
-
-
 class Engine:
     """The engine of a link, some of whose answers are given."""
 
