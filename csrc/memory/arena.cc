@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace zmqpp::memory {
+namespace {
+
+constexpr std::uint64_t kTurnsFrom = 256u << 10;
+constexpr std::uint64_t kTurnsTo = 8u << 20;  // from here on, memory::copy_bytes stores past the caches
+
+}  // namespace
 
 Arena::Arena(std::uint64_t bytes, std::size_t most) : bytes_(bytes / kGrain * kGrain) {
   free_.reserve(most + 2);
@@ -11,14 +17,30 @@ Arena::Arena(std::uint64_t bytes, std::size_t most) : bytes_(bytes / kGrain * kG
 
 std::optional<std::uint64_t> Arena::take(std::uint64_t size) {
   const std::uint64_t needed = std::max(rounded(size), kGrain);
-  const auto fits = [&](const Extent& extent) { return extent.size >= needed; };
-  const auto found = std::find_if(free_.begin(), free_.end(), fits);
-  if (found == free_.end()) return std::nullopt;
-  const std::uint64_t offset = found->offset;
-  found->offset += needed;
-  found->size -= needed;
-  if (found->size == 0) free_.erase(found);
+  if (needed < kTurnsFrom || needed >= kTurnsTo) return take_from(0, needed);
+  auto offset = take_from(turn_, needed);
+  if (!offset) offset = take_from(0, needed);
+  if (offset) turn_ = *offset == 0 ? needed : 0;
   return offset;
+}
+
+std::optional<std::uint64_t> Arena::take_from(std::uint64_t start, std::uint64_t needed) {
+  for (auto extent = free_.begin(); extent != free_.end(); ++extent) {
+    const std::uint64_t end = extent->offset + extent->size;
+    const std::uint64_t offset = std::max(extent->offset, start);
+    if (offset >= end || end - offset < needed) continue;
+    const Extent behind{offset + needed, end - offset - needed};
+    extent->size = offset - extent->offset;
+    if (extent->size == 0 && behind.size == 0) {
+      free_.erase(extent);
+    } else if (extent->size == 0) {
+      *extent = behind;
+    } else if (behind.size > 0) {
+      free_.insert(extent + 1, behind);
+    }
+    return offset;
+  }
+  return std::nullopt;
 }
 
 void Arena::give_back(std::uint64_t offset, std::uint64_t size) {

@@ -1,4 +1,6 @@
-// Where in a shared segment the next body goes: first fit from the front, so that little memory stays warm.
+// Where in a shared segment the next body goes: first fit from the front, so that little memory stays warm. Bodies of
+// about the size of a core's own cache take turns between two places: one that the reader has just read lies in its
+// cache, line by line, and to write it again takes three times as long (1 MiB here: 75 against 23 us).
 //
 // Owns: the list of free extents, in private memory: the peer cannot damage it. Blocks? never.
 // Thread: one at a time. Errors: none; no room is an answer.
@@ -31,7 +33,10 @@ class Arena {
     std::uint64_t offset;
     std::uint64_t size;
   };
+  std::optional<std::uint64_t> take_from(std::uint64_t start, std::uint64_t needed);
+
   std::uint64_t bytes_;
+  std::uint64_t turn_ = 0;    // where the next body of that size looks first
   std::vector<Extent> free_;  // by offset; neighbours are joined
 };
 
