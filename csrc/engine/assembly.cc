@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "engine/frame.h"
 #include "memory/copy.h"
+#include "memory/heap.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -63,6 +64,7 @@ std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message& fr
 }
 
 std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message& frame) {
+  memory::keep_heap_warm();
   if (!open_) out_of_order("a chunk came without its dict");
   if (head.total != open_->block->size() || head.offset != filled_ || head.tag != open_->tag ||
       head.epoch != open_->epoch) {

@@ -10,7 +10,6 @@
 #include "base/duration.h"
 #include "base/thread.h"
 #include "engine/frame.h"
-#include "memory/heap.h"
 
 namespace zmqpp::engine {
 namespace {
@@ -304,7 +303,6 @@ void Receiver::choose_lane(const wire::Hello& hello) {
   if (!reason.empty() && options_.lane == LaneChoice::kShared) {
     throw Error(Code::kSharedMemory, "receive", "lane shm was asked for: " + reason);
   }
-  if (!reason.empty()) memory::keep_heap_warm();
   const std::lock_guard lock(mutex_);
   lane_reason_ = options_.lane == LaneChoice::kSocket ? "" : reason;
   lane_ = reason.empty() ? Lane::kShared : Lane::kSocket;
