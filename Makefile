@@ -3,13 +3,15 @@
 PYTHON ?= python3
 STAGES ?= 2
 BENCH ?= link
+FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-unit demo bench format clean
+.PHONY: help build check test test-unit ctest asan ubsan tsan fuzz soak demo bench format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 build:  ## create .venv, build and install zmqpp and vLLM into it
 	@$(PYTHON) packaging/install.py
@@ -24,6 +26,19 @@ test: build  ## the whole test suite
 
 test-unit: build  ## the tests that need no vLLM
 	$(BIN)/python -m pytest -m "not vllm"
+
+ctest: build  ## the C++ tests and the fuzz corpus, as `make test` runs them
+	$(BIN)/python -m pytest tests/cpp tests/fuzz
+
+# All three run the C++ tests, then the conformance suite over an extension built alike. See tests/cpp/__main__.py.
+asan ubsan tsan: build  ## C++ tests and conformance suite under a sanitizer
+	$(BIN)/python -m tests.cpp $@
+
+fuzz: build  ## changed inputs for every decoder; FUZZ_SECONDS=60
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
+
+soak: build  ## two processes, random dicts, every byte checked; SOAK_SECONDS=600
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
 
 # PROMPT is read by the shell, not by make: whatever it holds arrives as it is.
 demo: export PROMPT := $(value PROMPT)
