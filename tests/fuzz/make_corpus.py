@@ -67,6 +67,27 @@ def make(folder: Path) -> None:
         for name, frame in zip(_DICTS, bodies, strict=True):
             front = frame[_FLAGS : _FLAGS + 1] + frame[_TOTAL : _TOTAL + 8]
             _write(folder, "manifest", f"{session}-{name}", front + frame[_HEAD:])
+    ring: dict[str, list[tuple[int, bytes]]] = {
+        "whole": [(1, b"\x91\xc0".ljust(64, b"\0") + b"p" * 128), (1, b"\xc0".ljust(64, b"\0"))],
+        "pieces": [(2, b"\x91\xc0".ljust(64, b"\0")), (3, b"p" * 128)],
+        "cancelled": [(2, b"\x91\xc0".ljust(64, b"\0")), (4, b""), (1, b"\xc0".ljust(64, b"\0") + b"q" * 64)],
+    }
+    for name, parts in ring.items():
+        for repair in (_NOTHING, 63):
+            _write(folder, "ring", f"{name}-{repair}", _ring(repair, parts))
+
+
+def _ring(repair: int, parts: list[tuple[int, bytes]]) -> bytes:
+    """The entries of a shared segment and its payload area, as fuzz_ring.cc takes them; a part: (kind, body)."""
+    entries, area = b"", b""
+    for number, (kind, body) in enumerate(parts, 1):
+        manifest = len(body[:64].rstrip(b"\0")) if kind in (1, 2) else 0
+        total = 128 if kind != 1 else len(body) - 64
+        sizes = struct.pack("<IIIIHH", 3, manifest, len(body), _engine.crc32c(body), 0, number)
+        entry = struct.pack("<QQQQQ", number, len(area), total, 9, 0) + sizes
+        entries += bytes([repair]) + entry + bytes([kind, kind != 4, 0, 0])
+        area += body
+    return bytes([2, len(parts)]) + entries + area
 
 
 def record(inline_bytes: int, checksum: bool = False) -> list[bytes]:
