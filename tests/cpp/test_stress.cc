@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <thread>
 #include <vector>
 
@@ -40,8 +41,15 @@ std::vector<std::thread> everything(const Pair& pair, Arrivals& arrivals) {
   forever([&] { send_control(*pair.sender, 1, 100); });
   forever([&] { send_control(*pair.sender, 2, 50'000); });
   forever([&] { pair.receiver->inbox().take_control(Deadline::after(0.2)); });
-  forever([&] {
-    if (const std::optional<Dict> dict = receive(*pair.receiver, 0.2)) arrivals.take(*dict);
+  forever([&, held = std::deque<Dict>()]() mutable {
+    std::optional<Dict> dict = receive(*pair.receiver, 0.2);
+    if (!dict) return;
+    arrivals.take(*dict);
+    held.push_back(std::move(*dict));
+    while (held.size() > held.back().tag % 8) {
+      Content(held.front().tag).check(held.front());  // nobody wrote to it meanwhile
+      held.pop_front();
+    }
   });
   forever([&] {
     pair.sender->stats();

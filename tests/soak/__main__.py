@@ -110,6 +110,7 @@ class Soak:
             if time.monotonic() > self._next_line:
                 self._next_line += _PROGRESS_EVERY_S
                 print(self._line(session), flush=True)
+        self._check_lane(session)
         self._done, self._now = self._total(), [replace(p, dicts=0, bytes=0) for p in self._now]
 
     def _check(self, rank: int, session: Session) -> None:
@@ -118,6 +119,12 @@ class Soak:
             raise Wrong(f"{session}, rank {rank}:\n{progress.error}")
         if progress.rss_bytes > _PEAK_LIMIT_BYTES:
             raise Wrong(f"{session}: process {rank} takes {progress.rss_bytes >> 20} MiB")
+
+    def _check_lane(self, session: Session) -> None:
+        socket = session.addresses[0].partition("://")[0] if "://" in session.addresses[0] else "tcp"
+        taken = {progress.lane for progress in self._now}
+        if taken != {socket if session.lane == "tcp" else "shm"}:
+            raise Wrong(f"{session}: the lanes were {taken}")
 
     def _check_growth(self, index: int, warm_up: int) -> None:
         resting = [progress.rss_bytes for progress in self._now]
@@ -149,6 +156,10 @@ class Soak:
             pool_chunks=choose((2, 4, 16)),
             queue_bytes=choose((1, 16, 256)) * MIB,
             receive_limit_bytes=choose((1, 16, 256)) * MIB,
+            shm_bytes=choose((1, 16, 256)) * MIB,
+            shm_hold_bytes=choose((0, 64 << 10, 512 << 10)),
+            spin_us=choose((0, 250)),
+            checksum=choose((False, True)),
         )
 
 

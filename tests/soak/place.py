@@ -52,6 +52,7 @@ class Progress:
     bytes: int = 0
     rss_bytes: int = 0
     lane: str = ""
+    """The one that payload took."""
     error: str = ""
     finished: bool = False
 
