@@ -69,7 +69,7 @@ class TransportConfig:
     lane: str = "auto"
     """How payload moves: "shm", through a shared memory segment, fails where the peer cannot open it; "tcp", through
     the socket; "auto", shm where the peer can open the segment, else the socket."""
-    shm_bytes: int = 512 * _MIB
+    shm_bytes: int = 640 * _MIB
     """Largest size of the shared segment's payload area; memory is committed as it is needed."""
     shm_hold_bytes: int = 0
     """What received tensors may keep of the segment; beyond, dicts are copied out of it. 0 = half of `shm_bytes`."""

@@ -45,7 +45,7 @@ struct Options {
   std::size_t queue_items = 1024;
   std::size_t receive_limit_bytes = 256u << 20;
   LaneChoice lane = LaneChoice::kAuto;
-  std::size_t shm_bytes = 512u << 20;
+  std::size_t shm_bytes = 640u << 20;
   std::size_t shm_hold_bytes = 0;  // 0: half of the segment
   std::size_t spin_us = 250;
   bool checksum = false;
