@@ -57,6 +57,13 @@ class Wakeups:
             for watched in self._watched():
                 watched.poke()
 
+    def forget_closed(self) -> None:
+        """Let go of tasks whose loop was closed under them: a receive they waited for gives its place up."""
+        if self._loops:
+            for watched in self._watched():
+                if watched.loop.is_closed():
+                    watched.close()
+
     def notice(self, here: _Loop) -> None:
         """The engine's notice, heard in loop `here`."""
         self._engine.drain_notify()
@@ -77,9 +84,7 @@ class Wakeups:
     def _watch(self, loop: asyncio.AbstractEventLoop) -> _Loop:
         watched = self._loops.get(loop)  # only its own thread adds or removes it
         if watched is None:
-            for other in self._watched():
-                if other.loop.is_closed():
-                    other.close()
+            self.forget_closed()
             watched = _Loop(loop, self)
             watched.listen(self._engine.notify_fd())
             with self._lock:

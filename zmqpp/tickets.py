@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from zmqpp import _engine
@@ -44,10 +44,18 @@ class SendTicket:
         ticket: None = it has been sent.
         timeout_s: default of `wait`.
         wakeups: the link's.
+        settled: called when a wait has found that the tensors are read no more, so that the link lets go of them.
     """
 
-    def __init__(self, ticket: _engine.SendTicket | None, timeout_s: float, wakeups: Wakeups) -> None:
+    def __init__(
+        self,
+        ticket: _engine.SendTicket | None,
+        timeout_s: float,
+        wakeups: Wakeups,
+        settled: Callable[[], None],
+    ) -> None:
         self._ticket = ticket
+        self._settled = settled
         self._timeout_s = timeout_s
         self._wakeups = wakeups
 
@@ -62,8 +70,11 @@ class SendTicket:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
         """
         seconds = self._timeout_s if timeout_s is None else timeout_s
-        if self._ticket is not None and not self._ticket.wait_copied(seconds):
+        if self._ticket is None:
+            return
+        if not self._ticket.wait_copied(seconds):
             raise _not_copied(seconds)
+        self._settled()
 
     def __await__(self) -> Generator[Any, None, None]:
         """As `wait()`."""
@@ -74,6 +85,7 @@ class SendTicket:
             await self._wakeups.until(self._ticket.is_settled, self._timeout_s)
             if not self._ticket.wait_copied(0):
                 raise _not_copied(self._timeout_s)
+            self._settled()
 
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""

@@ -13,6 +13,7 @@ import enum
 import functools
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -184,7 +185,7 @@ class Link:
         encoded = _tensors().encode(tensors)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
         self._hold(ticket, encoded.owners)
-        return SendTicket(ticket, seconds, self._wakeups)
+        return SendTicket(ticket, seconds, self._wakeups, self._reap)
 
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
         """Send a dict; return when its tensors may be overwritten. Raises as `isend_dict`; SendTimeout."""
@@ -194,15 +195,17 @@ class Link:
         self._hold(ticket, encoded.owners)
         if ticket is not None:
             # The engine ends the ticket at the deadline; a little later means that the engine itself is stuck.
-            SendTicket(ticket, seconds, self._wakeups).wait(seconds + 5.0)
+            SendTicket(ticket, seconds, self._wakeups, self._reap).wait(seconds + 5.0)
 
     def irecv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> RecvTicket:
         """Take the next place in the order of receives; never blocks. `timeout_s` is for its `wait`."""
+        self._wakeups.forget_closed()
         return RecvTicket(self, tag, self._seconds(timeout_s))
 
     def recv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """The next dict. Raises as `RecvTicket.wait`; after RecvTimeout it is left for the next call."""
         seconds = self._seconds(timeout_s)
+        self._wakeups.forget_closed()
         got = self._engine.recv_dict(seconds)
         if got is None:
             raise self._receive_timeout("dict", seconds)
@@ -281,6 +284,7 @@ class Link:
             receive_p50_us, receive_p99_us: through the socket, from a dict's first message to its last; through
                 shared memory, from its being there until it was taken.
         """
+        self._reap()
         counters: dict[str, Any] = self._engine.stats()
         for name in ("send_peer_connected", "receive_peer_connected"):
             counters[name] = bool(counters[name])
@@ -314,8 +318,9 @@ class Link:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_in_flight_lock"):  # else it was never opened
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the very end of Python, modules are gone; what was open was closed before that.
+        if hasattr(self, "_in_flight_lock") and not is_finalizing():  # else it was never opened
             self.close(0)
 
     def _seconds(self, timeout_s: float | None) -> float:
@@ -344,7 +349,7 @@ class Link:
             self._lane_said = True
             reason = self._engine.lane_reason()
             if self.config.lane == "auto" and reason:
-                level = logging.INFO if reason.startswith(_ELSEWHERE) else logging.WARNING
+                level = logging.INFO if reason.startswith(_EXPECTED) else logging.WARNING
                 who = f"{self.name}: " if self.name else ""
                 text = "%stensors from %s come through the socket, not through shared memory: %s"
                 _log.log(level, text, who, self.previous, reason)
@@ -366,7 +371,7 @@ class Link:
 
 _TURN_S = 0.001
 """How long a task may go on with dicts that are there already before other tasks have their turn."""
-_ELSEWHERE = "another host"
+_EXPECTED = ("another host", "the sender offers none: it was told")
 """How the engine's reason begins when shared memory was out of the question."""
 
 

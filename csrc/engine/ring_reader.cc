@@ -25,7 +25,8 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
                        std::shared_ptr<Stats> stats)
     : owner_(current_pid()),
       limits_(options.limits),
-      hold_bytes_(options.shm_hold_bytes > 0 ? options.shm_hold_bytes : hello.segment_bytes / 2),
+      hold_bytes_(options.shm_hold_bytes > 0 ? std::min<std::uint64_t>(options.shm_hold_bytes, hello.segment_bytes / 4 * 3)
+                                             : hello.segment_bytes / 2),
       stats_(std::move(stats)),
       segment_(memory::Segment::open(hello.segment, wire::payload_offset() + hello.segment_bytes)),
       spin_(options.spin_us) {
@@ -117,13 +118,14 @@ Dict RingReader::take_whole(const wire::EntryView& view) {
   const std::size_t front = align_up(view.manifest_size);
   if (view.total == 0) {
     release(view.slot);
-  } else if (keeps_too_much(view.total)) {
+  } else if (keeps_too_much(view.size)) {
     dict.block = memory::ReceiveBlock::make(view.total);
     memory::copy_bytes(dict.block->bytes(), in + front, view.total, view.total);
     add(stats_->copies_in);
     release(view.slot);
   } else {
-    lent_bytes_.fetch_add(view.total, std::memory_order_relaxed);
+    slot_bytes_[view.slot].store(view.size, std::memory_order_relaxed);
+    lent_bytes_.fetch_add(view.size, std::memory_order_relaxed);
     lent_slots_.fetch_add(1, std::memory_order_relaxed);
     add(stats_->held_bytes, view.total);
     dict.block = memory::ReceiveBlock::lent(shared_from_this(), view.slot, const_cast<std::uint8_t*>(in) + front, view.total);
@@ -131,7 +133,8 @@ Dict RingReader::take_whole(const wire::EntryView& view) {
   return dict;
 }
 
-// The receiver's user may keep tensors for ever; the sender must always find room.
+// The receiver's user may keep tensors for ever; the sender must always find room. A small tensor keeps its whole
+// body, with a manifest that may be large.
 bool RingReader::keeps_too_much(std::size_t size) const {
   return lent_bytes_.load(std::memory_order_relaxed) + size > hold_bytes_ ||
          lent_slots_.load(std::memory_order_relaxed) >= kHeldSlots;
@@ -184,7 +187,7 @@ void RingReader::fill_open(const wire::EntryView& view) {
 
 void RingReader::take_back(std::uint64_t lease, std::size_t size) noexcept {
   if (current_pid() != owner_) return;  // a fork's copy of the tensor died; the tensor itself lives
-  lent_bytes_.fetch_sub(size, std::memory_order_relaxed);
+  lent_bytes_.fetch_sub(slot_bytes_[lease].load(std::memory_order_relaxed), std::memory_order_relaxed);
   lent_slots_.fetch_sub(1, std::memory_order_relaxed);
   subtract(stats_->held_bytes, size);
   release(static_cast<std::uint16_t>(lease));

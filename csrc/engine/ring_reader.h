@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -73,6 +74,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
 
   std::mutex release_mutex_;  // guards the following
   std::uint64_t released_ = 0;
+  std::array<std::atomic<std::uint64_t>, wire::kSlots> slot_bytes_{};  // of the body a lent block keeps
   std::atomic<std::size_t> lent_bytes_{0};
   std::atomic<std::size_t> lent_slots_{0};
 };

@@ -151,17 +151,15 @@ std::string SegmentWriter::held_text(const std::string& receiver) {
   }
   return "the shared segment of " + std::to_string(arena_.bytes()) + " bytes holds " + std::to_string(waiting) +
          " blocks (" + std::to_string(waiting_bytes) + " bytes) that " + receiver + " has not received, and " +
-         std::to_string(held) + " (" + std::to_string(held_bytes) + " bytes) whose tensors " + receiver + " still keeps";
+         std::to_string(held) + " (" + std::to_string(held_bytes) + " bytes) whose tensors " + receiver + " still keeps; wait longer, let go of tensors there, or raise ZMQPP_SHM_BYTES";
 }
 
 // ---- writing ----------------------------------------------------------------------------------------------------
 
 bool SegmentWriter::write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size) {
-  // Tensors may keep whole bodies for ever: where the machine has no more, something must stay free for pieces.
+  // Tensors may keep whole bodies for ever: something must stay free for pieces.
   reclaim();
-  if (kind == wire::EntryKind::kWhole && arena_.bytes() < payload_bytes() && arena_.largest() < size + 2 * kSmallestPiece) {
-    return false;
-  }
+  if (kind == wire::EntryKind::kWhole && arena_.largest() < size + 2 * kSmallestPiece) return false;
   const auto offset = take_space(size);
   if (!offset) return false;
   const std::uint16_t slot = free_slots_.back();

@@ -33,7 +33,7 @@ Sender::Sender(net::Context& context, const Options& options, Budget& budget, Ev
     hello.boot_id = memory::boot_id();
     hello.segment = shared_->writer().name();
   }
-  hello.no_segment = lane_reason_;
+  hello.no_segment = options_.lane == LaneChoice::kSocket ? "it was told to use the socket" : lane_reason_;
   stream_.offer(hello);
   thread_ = start_thread("zmqpp-send", [this] { run(); });
 }

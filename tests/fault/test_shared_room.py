@@ -148,7 +148,7 @@ def test_holder_of_the_segment_is_named() -> None:
             held = hold(sender, receiver, 6)
             sent = fill(sender)
             with pytest.raises(
-                PoolTimeout, match=r"and [67] \(\d+ bytes\) whose tensors stage 1 still keeps"
+                PoolTimeout, match=r"and [567] \(\d+ bytes\) whose tensors stage 1 still keeps"
             ):
                 sender.send_dict(numbered(0, MIB), timeout_s=0.2)
             for i, values in enumerate(held):
