@@ -45,8 +45,9 @@ std::vector<std::thread> everything(const Pair& pair, Arrivals& arrivals) {
     std::optional<Dict> dict = receive(*pair.receiver, 0.2);
     if (!dict) return;
     arrivals.take(*dict);
+    const std::size_t most = dict->tag % 8;
     held.push_back(std::move(*dict));
-    while (held.size() > held.back().tag % 8) {
+    while (held.size() > most) {
       Content(held.front().tag).check(held.front());  // nobody wrote to it meanwhile
       held.pop_front();
     }
