@@ -8,6 +8,7 @@ says which, so that forwarding needs no Python (see transport.Relay).
     engine --rpc----> 0 --> 1 --> .. --> N-1          each stage answers with `RpcReply`
     engine --exec---> 0 --> 1 --> .. --> N-1          only the last stage answers, with `StepReply`
     engine --sample-> 0 --> 1 --> .. --> N-1          sent only when a step needs a grammar mask
+    any stage --report--> engine                      what it counted, now and then
     any stage --failed--> everyone downstream --> engine --> everyone upstream
 """
 
@@ -19,7 +20,7 @@ import msgspec
 
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -59,6 +60,8 @@ class HelloReply(Message, tag="hello-reply"):
     vllm_version: str
     host: str
     pid: int
+    bound: str
+    connect: str
 
 
 class Rpc(Message, tag="rpc"):
@@ -103,6 +106,13 @@ class StepReply(Message, tag="step-reply"):
     payload: bytes
 
 
+class Report(Message, tag="report"):
+    """What a stage counted; `payload` is a `watch.report.StageReport`. Sent unasked, about once a second."""
+
+    stage: int
+    payload: bytes
+
+
 class Failed(Message, tag="failed"):
     """Stage `stage` (PIPELINE: all of them together) cannot go on; whoever reads this stops and repeats why."""
 
@@ -119,7 +129,7 @@ class Stop(Message, tag="stop"):
     """The engine ends in good order; every stage closes and exits with 0."""
 
 
-AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Failed | Stop
+AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Failed | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

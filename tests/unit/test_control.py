@@ -12,13 +12,16 @@ from zmqpp.errors import MalformedError
 
 MESSAGES: list[control.AnyMessage] = [
     control.Hello("s", 0, 1, "0.1", "0.32.0", 2, {"a": [1, None]}, {"f": ("h", "d")}, {"dtype": "float32"}),
-    control.HelloReply(1, 8, 4, 8, "0.1", "0.32.0", "host", 7),
+    control.HelloReply(
+        1, 8, 4, 8, "0.1", "0.32.0", "host", 7, "tcp://127.0.0.1:15551", "tcp://127.0.0.1:15550"
+    ),
     control.Rpc(3, "get_kv_cache_spec", b"x"),
     control.RpcReply(3, 0, payload=b"y"),
     control.RpcReply(3, 0, error="why"),
     control.Exec(1, 5, True, b"z"),
     control.Sample(1, b"m"),
     control.StepReply(1, b"t"),
+    control.Report(1, b"r"),
     control.Failed(2, "reason", "trace"),
     control.Stop(),
 ]

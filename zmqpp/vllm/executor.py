@@ -6,6 +6,7 @@ Source: contract of vllm/v1/executor/abstract.py.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,8 +26,14 @@ from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.ring import EngineRing, RingFuture
 from zmqpp.vllm.settings import shared_settings
-from zmqpp.vllm.stage import LOAD, STATS
+from zmqpp.vllm.stage import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.timeouts import startup_s
+from zmqpp.watch import span
+from zmqpp.watch.board import Board
+from zmqpp.watch.clock import Asked
+from zmqpp.watch.snapshot import Publisher
+from zmqpp.watch.status import Layers
+from zmqpp.watch.trace import chrome_trace
 
 logger = init_logger("vllm.zmqpp.executor")
 
@@ -45,11 +52,15 @@ class ExternalStageExecutor(Executor):
         """Running requests with structured output: their steps wait for a grammar mask."""
         self.init_log: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
+        self._trace_started: list[Asked] = []
         self.session, self.epoch = uuid.uuid4().hex, 0
         self._first: FirstStage | None = None
         try:
             self._first = FirstStage(self.vllm_config, self.options)
-            self.ring = EngineRing(self._first.link, self.options.total_stages, self._first.check)
+            self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
+            self._publisher = Publisher(self.board)
+            self.ring = EngineRing(self._first.link, self.board, self._first.check)
+            self.ring.on_tick = self._publisher.publish_if_due
             failure.watch_parent(self._abandon)
             self._first.link.set_epoch(self.epoch)
             self._greet()
@@ -83,10 +94,19 @@ class ExternalStageExecutor(Executor):
                 )
         check_contiguous(ranges, total)
         for reply in replies:
+            self._introduce(reply)
             logger.info(
                 "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
                 *(reply.stage, ranges[reply.stage], total, reply.host, reply.pid, reply.vllm_version),
             )
+
+    def _introduce(self, reply: control.HelloReply) -> None:
+        """What the status knows of a stage before it runs."""
+        stage = self.board.stage(reply.stage)
+        stage.layers = Layers(reply.start_layer, reply.end_layer, reply.total_layers)
+        stage.host, stage.pid = reply.host, reply.pid
+        stage.bound, stage.connect = reply.bound, reply.connect
+        stage.zmqpp_version, stage.vllm_version = reply.zmqpp_version, reply.vllm_version
 
     def _say_waiting(self) -> Callable[[float], None]:
         said = 0.0
@@ -103,7 +123,14 @@ class ExternalStageExecutor(Executor):
         return waiting
 
     def _load(self) -> None:
+        self.board.set_states("loading")
+        self._publisher.publish()
         self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD)
+        for index, loaded in enumerate(self.load_reports):
+            stage = self.board.stage(index)
+            stage.parameters, stage.weight_bytes = loaded["parameters"], loaded["bytes"]
+        self.board.set_states("loaded")
+        self._publisher.publish()
 
     def _logged_call(
         self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -141,13 +168,19 @@ class ExternalStageExecutor(Executor):
                 f"collective_rpc of a callable ({getattr(method, '__qualname__', method)}) is not possible with "
                 f"external stages: no code travels between them; name a worker method instead"
             )
+        if method in (START_TRACE, END_TRACE):
+            return self._trace(method)
         if self._serving or non_block:
             future = self.ring.call(method, args, kwargs)
             return future if non_block else future.result(timeout)
         try:
-            return self._logged_call(method, args, kwargs)
+            results = self._logged_call(method, args, kwargs)
         except ZmqppError as error:
             self._stop_starting(error)
+        if method == WARM_UP:
+            self.board.set_states("ready", pipeline="ready")
+            self._publisher.publish()
+        return results
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
@@ -201,6 +234,18 @@ class ExternalStageExecutor(Executor):
         stats: list[dict[str, Any]] = self.ring.call(STATS).result()
         return stats
 
+    def _trace(self, method: str) -> list[bytes]:
+        """Start a trace, or end it: then the Chrome trace, as JSON, is the one item of the list."""
+        if method == START_TRACE:
+            self.board.start_trace()
+        asked_ns = time.monotonic_ns()
+        replies: list[bytes] = self.ring.call(method).result()
+        clocks = [Asked(span.decode(reply), asked_ns, time.monotonic_ns()) for reply in replies]
+        if method == START_TRACE:
+            self._trace_started = clocks
+            return []
+        return [chrome_trace(self.board.end_trace(), self._trace_started, clocks)]
+
     def _abandon(self) -> None:
         """The API server died: whoever is left learns it from here. Thread: the parent watch."""
         self.ring.refuse("stage 0: its API server process is gone", stage=0)
@@ -217,6 +262,11 @@ class ExternalStageExecutor(Executor):
                 ring.stop()
             ring.close()
         first.close()
+
+
+def _served_name(model_config: Any) -> str:
+    name = model_config.served_model_name or model_config.model
+    return str(name[0] if isinstance(name, list) else name)
 
 
 def _is_empty(scheduler_output: Any) -> bool:

@@ -17,16 +17,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from zmqpp.errors import ZmqppError
+from zmqpp.watch.snapshot import STATUS_VARIABLE
 
 FAILURE_VARIABLE = "ZMQPP_FAILURE_FILE"
 
 
-def open_file() -> str:
-    """Name the file for this process's children; the caller removes it."""
+def open_file() -> None:
+    """Name the file for this process's children; the caller removes it with `remove_files`."""
     fd, path = tempfile.mkstemp(prefix="zmqpp-failure-")
     os.close(fd)
     os.environ[FAILURE_VARIABLE] = path
-    return path
+    os.environ[STATUS_VARIABLE] = f"{path}.status"
+
+
+def remove_files() -> None:
+    """The file, and the status beside it (see watch/snapshot.py)."""
+    path = os.environ.get(FAILURE_VARIABLE)
+    for name in (path, f"{path}.status", f"{path}.status.part") if path else ():
+        Path(name).unlink(missing_ok=True)
 
 
 def record(reason: str) -> None:
@@ -72,9 +80,7 @@ def watch_parent(stop: Callable[[], None]) -> None:
     def watch() -> None:
         wait([parent.sentinel])
         stop()
-        path = os.environ.get(FAILURE_VARIABLE)
-        if path:
-            Path(path).unlink(missing_ok=True)
+        remove_files()
         os._exit(1)
 
     threading.Thread(target=watch, name="zmqpp-parent-watch", daemon=True).start()

@@ -10,21 +10,37 @@ import torch
 from vllm.distributed.parallel_state import GroupCoordinator
 
 from zmqpp.errors import UnsupportedError
-from zmqpp.tickets import Done, RecvTicket
+from zmqpp.tickets import Done, RecvTicket, SendTicket
 from zmqpp.transport import Link
+from zmqpp.watch.recorder import Recorder
 
 
 class _Received:
     """Fills the dict that was handed out when the receive was posted."""
 
-    def __init__(self, ticket: RecvTicket, target: dict[str, Any]) -> None:
-        self._ticket, self._target = ticket, target
+    def __init__(self, ticket: RecvTicket, target: dict[str, Any], recorder: Recorder) -> None:
+        self._ticket, self._target, self._recorder = ticket, target, recorder
 
     def is_completed(self) -> bool:
         return self._ticket.is_completed()
 
     def wait(self) -> None:
-        self._target.update(self._ticket.wait())
+        with self._recorder.waiting():
+            self._target.update(self._ticket.wait())
+
+
+class _Sent:
+    """Tells the recorder how long the sender had to wait before its buffers may be overwritten."""
+
+    def __init__(self, ticket: SendTicket, recorder: Recorder) -> None:
+        self._ticket, self._recorder = ticket, recorder
+
+    def is_completed(self) -> bool:
+        return self._ticket.is_completed()
+
+    def wait(self) -> None:
+        with self._recorder.sending():
+            self._ticket.wait()
 
 
 class PipelineGroup(GroupCoordinator):
@@ -41,6 +57,7 @@ class PipelineGroup(GroupCoordinator):
         self.step = 0
         """Step being run; the tag that sender and receiver must agree on. Set by the stage loop."""
         self.timeout_s = timeout_s
+        self.recorder = Recorder()
         self.rank = self.rank_in_group = stage
         self.ranks = list(range(total_stages))
         self.group_ranks = [self.ranks]
@@ -65,7 +82,9 @@ class PipelineGroup(GroupCoordinator):
     ) -> list[Any]:
         """Post this step's activations to the next stage; returns [metadata handle, send handle]."""
         self._check_neighbour("dst", dst, (self.rank + 1) % self.world_size)
-        return [Done(), self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s)]
+        with self.recorder.sending():
+            ticket = self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s)
+        return [Done(), _Sent(ticket, self.recorder)]
 
     def irecv_tensor_dict(
         self,
@@ -76,7 +95,8 @@ class PipelineGroup(GroupCoordinator):
         """Post the receive of this step's activations; the dict is empty until the handle was waited for."""
         self._check_neighbour("src", src, (self.rank - 1) % self.world_size)
         target: dict[str, Any] = {}
-        return target, [_Received(self.link.irecv_dict(tag=self.step, timeout_s=self.timeout_s), target)], []
+        ticket = self.link.irecv_dict(tag=self.step, timeout_s=self.timeout_s)
+        return target, [_Received(ticket, target, self.recorder)], []
 
     def send_tensor_dict(self, tensor_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Blocking form of `isend_tensor_dict`."""

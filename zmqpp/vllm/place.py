@@ -36,7 +36,7 @@ class Place:
     def __init__(self, options: StageOptions, link: Link, patience_s: float) -> None:
         self.index = options.stage_idx
         self.link = link
-        self._is_last = options.is_last
+        self.is_last = options.is_last
         self._patience_s = patience_s
         self._next_lost_at: float | None = None
 
@@ -48,7 +48,7 @@ class Place:
     def next_lane(self) -> str:
         """How tensors go to the next stage, such as "shm to stage 1"; the last one sends none."""
         stats = self.link.stats()
-        if self._is_last or stats["send_lane"] is None:
+        if self.is_last or stats["send_lane"] is None:
             return ""
         reason = stats["lane_reason"]
         return f"{stats['send_lane']} to stage {self.index + 1}{reason and f' ({reason})'}"
@@ -81,8 +81,8 @@ class Place:
         there = "connected" if self.link.stats()["receive_peer_connected"] else "nobody answers there yet"
         return f"stage {self.index}: waiting for stage 0's settings through {self.before}: {there} ({waited:.0f} s)"
 
-    def next(self) -> control.AnyMessage:
-        """The next message; waits for as long as the neighbours are there.
+    def next(self, while_idle: Callable[[], None]) -> control.AnyMessage:
+        """The next message; waits for as long as the neighbours are there, and calls `while_idle` now and then.
 
         Raises:
             PeerLostError: the place before is gone. RemoteError: the next one is. ProtocolError: wrong bytes.
@@ -91,6 +91,7 @@ class Place:
             message = self._poll()
             if message is not None:
                 return message
+            while_idle()
 
     def _poll(self) -> control.AnyMessage | None:
         try:
@@ -107,7 +108,7 @@ class Place:
         now = time.monotonic()
         self._next_lost_at = self._next_lost_at or now
         if now - self._next_lost_at > _GRACE_S:
-            after = "the engine" if self._is_last else f"stage {self.index + 1}"
+            after = "the engine" if self.is_last else f"stage {self.index + 1}"
             raise RemoteError(
                 f"stage {self.index}: {after} is gone, its own log says why; stopping ({error})"
             )

@@ -16,6 +16,8 @@ from zmqpp import control
 from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
+from zmqpp.watch import report
+from zmqpp.watch.board import Board
 
 _POLL_S = 0.25
 
@@ -64,12 +66,14 @@ class EngineRing:
 
     Args:
         link: PUSH to stage 0, PULL from the last stage.
-        stages: N.
+        board: hears of every step, report and failure.
         check_child: raises when stage 0's own process is gone.
     """
 
-    def __init__(self, link: Link, stages: int, check_child: Callable[[], None]) -> None:
-        self.link, self.stages = link, stages
+    def __init__(self, link: Link, board: Board, check_child: Callable[[], None]) -> None:
+        self.link, self.board, self.stages = link, board, board.stages
+        self.on_tick: Callable[[], None] = lambda: None
+        """Called a few times a second by the watch thread, also once after a failure."""
         self.failure: StageError | None = None
         self.on_failure: Callable[[StageError], None] | None = None
         self._check_child = check_child
@@ -125,6 +129,7 @@ class EngineRing:
         tokens = scheduler_output.total_num_scheduled_tokens
         if tokens:
             self._steps[step] = future
+            self.board.send(step, tokens, len(scheduler_output.num_scheduled_tokens))
         self._send(control.Exec(step, tokens, sample, codec.encode(scheduler_output)), tag=step)
         return future
 
@@ -162,15 +167,17 @@ class EngineRing:
                 raise DeadlineError(f"no answer from the stages in {timeout_s:.1f} s")
             self._read(left)
 
-    def _read(self, timeout_s: float) -> None:
-        """Take one message off the ring, or wait `timeout_s` for one."""
+    def _read(self, timeout_s: float) -> bool:
+        """Take one message off the ring, or wait `timeout_s` for one; False when none came."""
         with self._reading:
             if self.failure is not None:
                 raise self.failure
             try:
                 self._take(control.decode(self.link.recv_control(timeout_s).body))
+                return True
             except RecvTimeout:
                 self._look_around()
+                return False
             except PeerLostError as error:
                 raise self._lost_last_stage(error) from None
             except StageError:
@@ -183,7 +190,11 @@ class EngineRing:
         if isinstance(message, control.StepReply):
             future = self._steps.pop(message.step, None)
             if future is not None:
-                future.set_result(codec.decode(message.payload))
+                output = codec.decode(message.payload)
+                self.board.finish(message.step, sum(map(len, output.sampled_token_ids)))
+                future.set_result(output)
+        elif isinstance(message, control.Report) and 0 <= message.stage < self.stages:
+            self.board.take(message.stage, report.decode(message.payload))
         elif isinstance(message, control.RpcReply):
             call = self._calls.get(message.call)
             if call is not None and call.add(message):
@@ -221,6 +232,7 @@ class EngineRing:
         if self.failure is not None:
             return self.failure
         self.failure = error = StageError(str(notice))
+        self.board.fail(str(notice), None if notice.stage == control.PIPELINE else notice.stage)
         for future in [*self._steps.values(), *(call.future for call in self._calls.values())]:
             if not future.done():
                 future.set_exception(error)
@@ -237,12 +249,13 @@ class EngineRing:
     def _watch(self) -> None:
         while not self._closing.wait(_POLL_S) and self.failure is None:
             # Whoever waits for a reply sees the failure itself; look only when nobody does.
-            if self._reading.locked():
-                continue
             try:
-                self._read(0)
+                while not self._reading.locked() and self._read(0):
+                    pass
             except StageError:
-                return
+                break
+            self.on_tick()
+        self.on_tick()
 
     def close(self) -> None:
         """Stop watching and close the link; what is queued is sent first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from zmqpp.errors import ConfigError, ZmqppError
@@ -79,7 +78,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     """vLLM's own server, with our executor; ends with the pipeline's reason when that ended it."""
     emit(0, "starting")
     args.additional_config = {**(args.additional_config or {}), **options.additional_config()}
-    path = failure.open_file()
+    failure.open_file()
     compat.name_failure_to_clients(failure.read)
     compat.give_engine_time_to_stop(_STOP_S)
     unheard = ""
@@ -92,7 +91,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
         if not reason and not unheard:
             raise
     finally:
-        Path(path).unlink(missing_ok=True)
+        failure.remove_files()
     if unheard:
         end_early(options, unheard)
     if reason:

@@ -28,6 +28,7 @@ from zmqpp.version import __version__
 from zmqpp.vllm import codec, compat
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
+from zmqpp.vllm.reporter import Reporter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -36,8 +37,12 @@ if TYPE_CHECKING:
 
 LOAD = "zmqpp.load"
 """Rpc method: build the worker and load this stage's weights."""
+WARM_UP = "compile_or_warm_up_model"
+"""vLLM's last call before it serves."""
 STATS = "zmqpp.stats"
 """Rpc method: this stage's link counters."""
+START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
+"""Rpc methods: keep spans from now on; give them."""
 
 _PLAIN_ERRORS = (ValueError, NotImplementedError, ZmqppError)
 """Errors whose text says what to change; others need their traceback."""
@@ -82,7 +87,7 @@ class Stage:
         self._config: VllmConfig | None = None
         self._layers: LayerRange | None = None
         self._worker: StageWorker | None = None
-        self._steps = 0
+        self._reporter: Reporter | None = None
 
     def run(self) -> None:
         """Serve until the engine stops the pipeline.
@@ -93,7 +98,7 @@ class Stage:
         try:
             message = self.place.first(self._startup_s, self.log)
             while self._handle(message):
-                message = self.place.next()
+                message = self.place.next(self._report_if_due)
         except RemoteError:
             raise
         except PeerLostError as error:
@@ -105,7 +110,7 @@ class Stage:
             self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
             raise
         finally:
-            self.place.leave(self._steps)
+            self.place.leave(self._reporter.recorder.steps if self._reporter else 0)
 
     def _handle(self, message: control.AnyMessage) -> bool:
         """Act on one message; False ends the loop."""
@@ -138,6 +143,8 @@ class Stage:
             vllm_version=compat.vllm_version(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            bound=str(self.place.link.bound),
+            connect=str(self.options.connect),
         )
         self.place.reply(reply)
 
@@ -195,28 +202,50 @@ class Stage:
                 traceback.print_exc()
             reply = control.RpcReply(rpc.call, self.index, error=describe(error))
         self.place.reply(reply)
-        if rpc.method == "compile_or_warm_up_model" and reply.error is None:
-            lane = self.place.next_lane()
-            self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
-            emit(self.index, "ready", lane=lane)
+        if rpc.method == WARM_UP and reply.error is None:
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        """From here on steps come, and are counted."""
+        lane = self.place.next_lane()
+        self._reporter = Reporter(self.place, self._built())
+        self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
+        emit(self.index, "ready", lane=lane)
+
+    def _report_if_due(self) -> None:
+        if self._reporter is not None:
+            self._reporter.report_if_due()
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
-        return self.place.link.stats() if method == STATS else self._built().call(method, args, kwargs)
+        if method == STATS:
+            return self.place.link.stats()
+        if method in (START_TRACE, END_TRACE):
+            return self._reporting().trace(method == START_TRACE)
+        return self._built().call(method, args, kwargs)
 
     def _run_step(self, step: control.Exec) -> None:
-        output = self._built().execute(step.step, codec.decode(step.payload))
-        self._steps += 1
-        if not self.options.is_last or not step.tokens:
+        scheduled = codec.decode(step.payload)
+        if not step.tokens:
+            self._built().execute(step.step, scheduled)
             return
-        if output is None and step.sample:
-            output = self._built().sample(None)
-        if output is not None:
+        with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
+            output = self._built().execute(step.step, scheduled)
+            if self.options.is_last and output is None and step.sample:
+                output = self._built().sample(None)
+        if self.options.is_last and output is not None:
             self.place.reply(control.StepReply(step.step, codec.encode(output)))
+        self._report_if_due()
 
     def _run_sample(self, sample: control.Sample) -> None:
         if self.options.is_last:
-            output = self._built().sample(codec.decode(sample.payload))
+            with self._reporting().recorder.sampling(sample.step):
+                output = self._built().sample(codec.decode(sample.payload))
             self.place.reply(control.StepReply(sample.step, codec.encode(output)))
+
+    def _reporting(self) -> Reporter:
+        if self._reporter is None:
+            raise LaunchError(f"stage {self.index}: asked to run before it was ready")
+        return self._reporter
 
     def _built(self) -> StageWorker:
         if self._worker is None:

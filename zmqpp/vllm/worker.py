@@ -6,6 +6,7 @@ import copy
 import importlib
 import os
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from zmqpp.transport import Link
 from zmqpp.vllm import compat
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
+from zmqpp.watch.status import Memory
 
 PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
 
@@ -144,6 +146,24 @@ class StageWorker:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step
         return _finished(self.wrapper.execute_model(scheduler_output))
+
+    @property
+    def device(self) -> str:
+        """Such as `cpu`, or `cuda:0 NVIDIA H200`."""
+        device = self.group.device
+        name = current_platform.get_device_name(device.index or 0) if device.type != "cpu" else ""
+        return f"{device} {name}".strip()
+
+    def memory(self) -> Memory:
+        """What this process holds now."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        on_device = torch.cuda.memory_reserved(self.group.device) if self.group.device.type == "cuda" else 0
+        return Memory(pages * os.sysconf("SC_PAGE_SIZE"), on_device, self._kv_cache_bytes())
+
+    def _kv_cache_bytes(self) -> int:
+        caches = getattr(self.wrapper.worker.model_runner, "kv_caches", ())
+        tensors = [cache for cache in caches if isinstance(cache, torch.Tensor)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def sample(self, grammar_output: Any) -> Any:
         """Sample the step just run (last stage)."""

@@ -1,0 +1,88 @@
+"""`zmqpp trace`: a few seconds of all stages on one clock, for Perfetto or Chrome."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from zmqpp.errors import ConfigError
+
+__all__ = ["add_to", "run"]
+
+_EXAMPLE = """\
+example:
+  zmqpp trace --seconds 5 -o trace.json        then open trace.json in https://ui.perfetto.dev
+
+Send requests meanwhile (`zmqpp bench serve`): without steps there is nothing to see.
+"""
+
+
+def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "trace",
+        help="record a timeline of all stages",
+        description="Record a timeline of all stages on one clock: what each step computed, waited for and sent.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("url", nargs="?", default="127.0.0.1:8080", metavar="URL", help="the pipeline (default: %(default)s)")
+    add("--seconds", default="5", metavar="S", help="how long, at most 60 (default: %(default)s)")
+    add("-o", "--output", type=Path, default=Path("trace.json"), metavar="FILE", help="default: %(default)s")
+    add("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch the trace, write it, say what is in it; returns the exit code."""
+    from zmqpp.pipeline.client import fetch, pipeline_url
+    from zmqpp.watch.trace import read_seconds
+
+    seconds = read_seconds(arguments.seconds)
+    folder = arguments.output.absolute().parent
+    if not folder.is_dir() or arguments.output.is_dir():
+        raise ConfigError(f"--output {arguments.output}: name a file in a folder that exists")
+    url = pipeline_url(arguments.url)
+    print(f"watching {url} for {seconds:g} s", file=sys.stderr, flush=True)
+    body = fetch(f"{url}/pipeline/trace?seconds={seconds:g}", timeout_s=seconds + 60)
+    summary = _read(body, url)
+    _write(arguments.output, body)
+    if arguments.json:
+        print(json.dumps({"output": str(arguments.output), **summary}))
+    else:
+        _say(summary, arguments.output)
+    return 0
+
+
+def _read(body: bytes, url: str) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(body)["otherData"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{url}/pipeline/trace answers something else than a trace") from None
+    return summary
+
+
+def _write(path: Path, body: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(body)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"--output {path}: {error.strerror}") from error
+
+
+def _say(summary: dict[str, Any], path: Path) -> None:
+    print(f"{summary['steps']} steps in {summary['seconds']:.1f} s")
+    for stage, clock in zip(summary["stages"], summary["clocks"], strict=True):
+        shares = ", ".join(f"{kind} {stage[kind]:.0%}" for kind in ("compute", "wait", "send", "idle"))
+        offset = (
+            "same clock as the engine"
+            if clock["same_clock"]
+            else f"clock {clock['offset_us'] / 1000:+.3f} ms +- {clock['uncertainty_us'] / 1000:.3f} ms"
+        )
+        print(f"stage {stage['stage']} on {stage['host']}: {shares}; {offset}")
+    print(f"written to {path}; open it in https://ui.perfetto.dev or chrome://tracing")
