@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, check_contiguous, even_ranges
 from zmqpp.models import docs_llama
+from zmqpp.pipeline.devices import stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
 
@@ -37,7 +34,7 @@ def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
     _check_layers(model, stages, ranges)
     if not 1 <= arguments.max_tokens < _MAX_MODEL_LEN:
         raise ConfigError(f"--max-tokens {arguments.max_tokens}: must lie within 1..{_MAX_MODEL_LEN - 1}")
-    devices = _devices()
+    devices = visible_devices()
     return PipelinePlan(
         model=str(model),
         total=stages,
@@ -45,7 +42,7 @@ def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
         api=ApiEndpoint(_HOST, _api_port(arguments.port), model.resolve().name),
         ranges=ranges,
         arguments=_vllm_arguments(stages, len(devices)),
-        environments=[_environment(index, stages, devices) for index in range(stages)],
+        environments=[stage_environment(index, stages, devices) for index in range(stages)],
         host=_HOST,
     )
 
@@ -118,34 +115,3 @@ def _vllm_arguments(stages: int, devices: int) -> tuple[str, ...]:
     # vLLM refuses to start on a GPU with less free memory than this share, though the cache's size is given.
     sharing = -(-stages // devices)
     return (*sized, "--gpu-memory-utilization", f"{0.5 / sharing:.3f}")
-
-
-def _environment(index: int, stages: int, devices: list[str]) -> dict[str, str]:
-    """The stage's own share of this machine; what the user has set stays."""
-    wanted = {"VLLM_NO_USAGE_STATS": "1"}
-    if devices:
-        wanted["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
-        return wanted
-    cores = len(os.sched_getaffinity(0))
-    wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // stages))}
-    return {name: value for name, value in wanted.items() if name not in os.environ}
-
-
-def _devices() -> list[str]:
-    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none when the vLLM installed is the CPU's."""
-    try:
-        if "cpu" in version("vllm"):
-            return []
-    except PackageNotFoundError:
-        raise ConfigError(
-            "vLLM is not installed in this environment; run `make build`, or pip install vllm"
-        ) from None
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)

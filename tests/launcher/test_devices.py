@@ -1,0 +1,57 @@
+"""Each stage gets a share of this machine of its own; no GPU is promised that is not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zmqpp.errors import ConfigError
+from zmqpp.pipeline import devices
+from zmqpp.pipeline.devices import stage_environment, visible_devices
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with two GPUs, as a fake nvidia-smi has it, and no variables of the user's."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: a)'\necho 'GPU 1: Two (UUID: b)'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpus_are_taken_in_turn_unless_the_user_names_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "version", lambda _: "0.32.0")
+    assert visible_devices() == visible_devices("cuda") == ["0", "1"]
+    taken = [stage_environment(index, 3, ["0", "1"])["CUDA_VISIBLE_DEVICES"] for index in range(3)]
+    assert taken == ["0", "1", "0"]
+    assert stage_environment(1, 2, ["0", "1"], ["2", "3"])["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert visible_devices() == ["5", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="no GPU is visible"):
+        visible_devices("cuda")
+    with pytest.raises(ConfigError, match="--device cpu: the vLLM installed here is built for CUDA"):
+        visible_devices("cpu")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_cpu_stages_share_the_cores_and_leave_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "version", lambda _: "0.32.0+cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert visible_devices() == visible_devices("cpu") == []
+    with pytest.raises(ConfigError, match="--device cuda: the vLLM installed here is the CPU's"):
+        visible_devices("cuda")
+    share = stage_environment(0, 3, [])
+    assert (share["OMP_NUM_THREADS"], share["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in stage_environment(0, 3, [])
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device 'tpu'"):
+        visible_devices("tpu")
