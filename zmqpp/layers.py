@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zmqpp.errors import LayerRangeError
@@ -50,6 +50,15 @@ class LayerRange:
             raise LayerRangeError(
                 f"stage {stage}: layer range {self} exceeds the model, which has {total_layers} layers"
             )
+
+
+def parse_ranges(texts: Iterable[str]) -> list[LayerRange]:
+    """`["0-3", "3-8"]` or `["0-3,3-8"]`, as people give them.
+
+    Raises:
+        LayerRangeError: see `LayerRange.parse`.
+    """
+    return [LayerRange.parse(part) for text in texts for part in text.split(",")]
 
 
 def even_ranges(total_layers: int, stages: int) -> list[LayerRange]:

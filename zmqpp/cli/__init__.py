@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from zmqpp.cli import demo
+from zmqpp.cli import demo, passing, stage
 from zmqpp.errors import ConfigError, ZmqppError
 from zmqpp.pipeline.signals import StopRequested
 from zmqpp.version import __version__
@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"zmqpp {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     demo.add_to(subparsers)
+    stage.add_to(subparsers)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = passing.parse(parser, sys.argv[1:] if arguments is None else arguments)
         return int(parsed.run(parsed))
     except ConfigError as error:
         return _say(error, _USAGE)

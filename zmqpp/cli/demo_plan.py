@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from zmqpp.errors import ConfigError
-from zmqpp.layers import LayerRange, check_contiguous, even_ranges
+from zmqpp.layers import parse_ranges
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.devices import stage_environment, visible_devices
+from zmqpp.pipeline.model_config import check_layers, read_config
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
 
@@ -29,9 +27,9 @@ def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
         ConfigError: what is wrong with which option, before anything is started.
     """
     model = Path(arguments.model) if arguments.model else docs_llama()
-    ranges = _ranges(arguments.ranges)
+    ranges = parse_ranges(arguments.ranges or [])
     stages = _stages(arguments.stages, len(ranges))
-    _check_layers(model, stages, ranges)
+    check_layers(read_config(str(model)), stages, ranges)
     if not 1 <= arguments.max_tokens < _MAX_MODEL_LEN:
         raise ConfigError(f"--max-tokens {arguments.max_tokens}: must lie within 1..{_MAX_MODEL_LEN - 1}")
     devices = visible_devices()
@@ -47,10 +45,6 @@ def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
     )
 
 
-def _ranges(texts: list[str] | None) -> list[LayerRange]:
-    return [LayerRange.parse(part) for text in texts or [] for part in text.split(",")]
-
-
 def _stages(asked: int | None, ranges: int) -> int:
     if asked is None:
         return ranges or 2
@@ -61,29 +55,6 @@ def _stages(asked: int | None, ranges: int) -> int:
     if asked < 2:
         raise ConfigError(f"--stages {asked}: a pipeline needs at least 2 stages")
     return asked
-
-
-def _check_layers(model: Path, stages: int, ranges: list[LayerRange]) -> None:
-    total = _config(model).get("num_hidden_layers")
-    if not isinstance(total, int):
-        return  # Not a local Llama-like model: its stages check for themselves.
-    if ranges:
-        check_contiguous(ranges, total)
-    else:
-        even_ranges(total, stages)
-
-
-def _config(model: Path) -> Mapping[str, Any]:
-    """The model's config.json; empty for a name to be looked up elsewhere."""
-    if not model.is_dir():
-        if model.is_absolute() or str(model).startswith(".") or model.is_file():
-            raise ConfigError(f"--model {model}: no such folder")
-        return {}
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {model}: its config.json cannot be read ({error})") from error
-    return config if isinstance(config, dict) else {}
 
 
 def _base_port(asked: int | None, stages: int) -> int:

@@ -101,15 +101,6 @@ def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: in
             )
 
 
-def layer_count(config: dict[str, Any]) -> int | None:
-    """Hidden layers named in a config.json; None when it takes vLLM to tell."""
-    for holder in (config, config.get("text_config") or {}):
-        for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-            if type(holder.get(key)) is int:
-                return int(holder[key])
-    return None
-
-
 def exported_range(config: dict[str, Any], options: StageOptions) -> LayerRange | None:
     """The range that `_pipeline_info` gives this stage directory, checked against the flags.
 

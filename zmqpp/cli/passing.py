@@ -1,0 +1,63 @@
+"""Flags that zmqpp does not know are vLLM's: found on the command line, and checked before they are handed on.
+
+A command that takes them says so by `parser.set_defaults(takes_vllm_flags=True)`, and finds in
+`arguments.passed` all words it does not know, then all that follow `--`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from zmqpp.errors import ConfigError
+
+__all__ = ["check_flags", "parse", "take_positional"]
+
+_OURS = ("--pipeline-", "--external-pp-worker")
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """As `parser.parse_args`, but with what is vLLM's in `passed`."""
+    own, dashes, after = _split(words)
+    parsed, unknown = parser.parse_known_args(own)
+    parsed.passed = [*unknown, *after]
+    if (parsed.passed or dashes) and not getattr(parsed, "takes_vllm_flags", False):
+        parser.error(f"unrecognized arguments: {' '.join(parsed.passed) or '--'}")
+    return parsed
+
+
+def take_positional(passed: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first word, if it is no flag, and the rest.
+
+    argparse cannot tell an optional positional argument from the value of a flag that it does not know.
+    """
+    if passed and not passed[0].startswith("-"):
+        return passed[0], list(passed[1:])
+    return None, list(passed)
+
+
+def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ...]:
+    """The flags to give to every `vllm serve`.
+
+    Args:
+        taken: flag of vLLM's that zmqpp sets itself -> what to do in its place.
+    Raises:
+        ConfigError: one of those, one that makes up the pipeline, or a word that belongs to no flag.
+    """
+    if flags and not flags[0].startswith("-"):
+        raise ConfigError(f"unexpected {flags[0]!r}; what is handed on to vLLM starts with a flag")
+    for word in flags:
+        name = word.partition("=")[0]
+        if name.startswith(_OURS):
+            raise ConfigError(f"{name} follows from the plan: leave it out")
+        if name in taken:
+            raise ConfigError(f"{name} follows from the plan: {taken[name]}")
+    return tuple(flags)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Before and after the first `--`, and whether there is one."""
+    if "--" not in words:
+        return list(words), False, []
+    at = list(words).index("--")
+    return list(words[:at]), True, list(words[at + 1 :])
