@@ -1,0 +1,71 @@
+"""The client's side of one passed request: its body as it arrives, whether it is still there, what it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from starlette.types import Message, Receive, Send
+
+from zmqpp.gateway.headers import Headers, first
+
+__all__ = ["Client", "Refusal", "refuse"]
+
+
+class Client:
+    """One request. `read` runs in a task of its own for as long as the request lasts."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        # One piece: what stage 0 does not take in, the client does not get rid of.
+        self._arrived: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        self._wanted = True
+
+    async def read(self) -> None:
+        """Take in the body; returns when the client is gone, or has its whole answer."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
+            if self._wanted:
+                await self._arrived.put(message)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Its pieces, until the last one."""
+        more = True
+        while more:
+            message = await self._arrived.get()
+            more = message.get("more_body", False)
+            if piece := message.get("body", b""):
+                yield piece
+
+    def drop_body(self) -> None:
+        """Stage 0 has answered: what still comes is nobody's, and `read` must not wait for a taker."""
+        self._wanted = False
+        while not self._arrived.empty():
+            self._arrived.get_nowait()
+
+
+class Refusal(Exception):
+    """An answer of the gateway's own, in the form of the OpenAI API's errors."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+    def encoded(self) -> bytes:
+        error = {"message": str(self), "type": self.kind, "code": self.status}
+        return json.dumps({"error": error}).encode()
+
+
+async def refuse(send: Send, refusal: Refusal, headers: Headers | None = None) -> None:
+    """Send it as a whole response. 502 and 503 say when to try again."""
+    body = refusal.encoded()
+    fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    fields += headers or []
+    if refusal.status in (502, 503) and not first(fields, b"retry-after"):
+        fields.append((b"retry-after", b"5"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,87 @@
+"""What the launcher knows of its pipeline, and how it joins with what stage 0 says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from zmqpp.watch.status import Event, PipelineStatus, StageStatus
+
+__all__ = ["Source", "merged", "unready"]
+
+_EVENTS = 100
+
+
+class Source(Protocol):
+    """The launcher's word. Thread: `status` is called from the gateway's, often, and must never block."""
+
+    def status(self) -> PipelineStatus:
+        """States, pids, logs, restarts and events; what only stage 0 measures keeps its default."""
+        ...
+
+
+def merged(ours: PipelineStatus, theirs: PipelineStatus | None) -> PipelineStatus:
+    """One status of both: stage 0's for what it measures, the launcher's for processes and for what is not ready.
+
+    Args:
+        ours: the launcher's.
+        theirs: stage 0's; None when it does not answer.
+    """
+    if theirs is None:
+        return ours
+    word = ours if ours.state != "ready" else theirs
+    known = {stage.stage: stage for stage in ours.stages}
+    measured = {stage.stage: stage for stage in theirs.stages}
+    return msgspec.structs.replace(
+        theirs,
+        state=word.state,
+        since=word.since,
+        reason=word.reason,
+        model=theirs.model or ours.model,
+        total_stages=theirs.total_stages or ours.total_stages,
+        restarts=max(ours.restarts, theirs.restarts),
+        stages=[
+            _stage(known.get(index), measured.get(index)) for index in sorted(known.keys() | measured.keys())
+        ],
+        events=_in_order([*ours.events, *theirs.events]),
+    )
+
+
+def unready(status: PipelineStatus) -> list[StageStatus]:
+    """The stages that are not ready; a stage nobody has heard of counts."""
+    known = {stage.stage: stage for stage in status.stages}
+    expected = range(max(status.total_stages, len(known)))
+    stages = [known.get(index) or StageStatus(index, reason="never seen") for index in expected]
+    return [stage for stage in stages if stage.state != "ready"]
+
+
+def _stage(ours: StageStatus | None, theirs: StageStatus | None) -> StageStatus:
+    if ours is None or theirs is None:
+        stage = theirs or ours
+        assert stage is not None  # its index came from one of the two
+        return stage
+    word = ours if ours.state != "ready" else theirs
+    return msgspec.structs.replace(
+        theirs,
+        state=word.state,
+        since=word.since,
+        reason=word.reason,
+        pid=theirs.pid or ours.pid,
+        host=theirs.host or ours.host,
+        layers=theirs.layers or ours.layers,
+        log=ours.log or theirs.log,
+    )
+
+
+def _in_order(events: Iterable[Event]) -> list[Event]:
+    """By time; what both saw, once."""
+    seen: dict[tuple[str, int | None, str], list[Event]] = {}
+    for event in sorted(events, key=lambda event: event.at):
+        same = seen.setdefault((event.kind, event.stage, event.text), [])
+        # The launcher and stage 0 notice the same thing within moments of each other.
+        if not same or event.at - same[-1].at > 1.0:
+            same.append(event)
+    kept = [event for same in seen.values() for event in same]
+    return sorted(kept, key=lambda event: event.at)[-_EVENTS:]
