@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from zmqpp.checkpoint.config import PIPELINE_INFO, exported_stage, layer_count, read_config
+from zmqpp.checkpoint.fingerprint import digest_header, sample
 from zmqpp.errors import ConfigError, LayerRangeError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm.options import StageOptions
 
-PIPELINE_INFO = "_pipeline_info"
-"""Key that `zmqpp export` writes into a stage directory's config.json."""
+__all__ = [
+    "PIPELINE_INFO",
+    "check_same_model",
+    "check_same_weights",
+    "choose_range",
+    "comparable",
+    "exported_range",
+    "layer_count",
+    "model_identity",
+    "own_range",
+    "read_config",
+    "read_hub_config",
+    "sample_weights",
+]
 
-_SAMPLES, _SAMPLE_BYTES = 16, 4096
 _VOLATILE = frozenset(
     {PIPELINE_INFO, "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
-
-
-def read_config(model: str) -> dict[str, Any] | None:
-    """The model's config.json; None for a name that is not a directory here (a hub id).
-
-    Raises:
-        ConfigError: a directory without a readable config.json.
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-            raise ConfigError(
-                f"there is no model directory {model}: give a Hugging Face model directory or a hub id"
-            )
-        return None
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{folder} has no config.json: give a Hugging Face model directory or a hub id"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} cannot be read: it is not a JSON object")
-    return config
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -66,24 +51,8 @@ def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -
 def sample_weights(model: str) -> dict[str, tuple[str, str]]:
     """Safetensors file of a directory -> (digest of its header, digest of samples); a few dozen KB are read each."""
     return {
-        path.name: (_digest_header(path), _sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
+        path.name: (digest_header(path), sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
     }
-
-
-def _digest_header(path: Path) -> str:
-    """Of the names, shapes and offsets. Source: the safetensors format, a u64 size and so many bytes of JSON."""
-    with path.open("rb") as file:
-        size = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
-        return hashlib.blake2b(file.read(size), digest_size=16).hexdigest()
-
-
-def _sample(path: Path) -> str:
-    digest, size = hashlib.blake2b(digest_size=16), path.stat().st_size
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: int) -> None:
@@ -94,7 +63,7 @@ def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: in
     """
     for path in sorted(Path(model).glob("*.safetensors")):
         there = theirs.get(path.name)
-        if there is not None and there[0] == _digest_header(path) and there[1] != _sample(path):
+        if there is not None and there[0] == digest_header(path) and there[1] != sample(path):
             raise ConfigError(
                 f"stage {stage} runs a different model than stage 0: its {path.name} has the same tensors but "
                 f"other contents; give every stage the same model"
@@ -107,19 +76,15 @@ def exported_range(config: dict[str, Any], options: StageOptions) -> LayerRange 
     Raises:
         ConfigError: malformed, or exported for another stage or another number of stages.
     """
-    info = config.get(PIPELINE_INFO)
-    if info is None:
+    exported = exported_stage(config)
+    if exported is None:
         return None
-    wanted = ("stage_idx", "total_stages", "start_layer", "end_layer")
-    if not isinstance(info, dict) or any(type(info.get(key)) is not int for key in wanted):
-        raise ConfigError(
-            f"{PIPELINE_INFO} in config.json must hold the integers {', '.join(wanted)}; it is {info!r}"
-        )
+    said = {"stage_idx": exported.stage, "total_stages": exported.stages}
     for key, flag in (("stage_idx", "--pipeline-stage-idx"), ("total_stages", "--pipeline-total-stages")):
         mine = getattr(options, key)
-        if info[key] != mine:
-            raise ConfigError(f"this directory was exported with {key} {info[key]}, but {flag} says {mine}")
-    return LayerRange.parse(f"{info['start_layer']}-{info['end_layer']}")
+        if said[key] != mine:
+            raise ConfigError(f"this directory was exported with {key} {said[key]}, but {flag} says {mine}")
+    return exported.layers
 
 
 def choose_range(

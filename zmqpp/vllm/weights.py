@@ -6,7 +6,6 @@ which includes plain linear layers), and would read a whole checkpoint to keep a
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,12 +16,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from zmqpp.checkpoint.names import EXPERT, LAYER, decoder_list, layer_lists
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 
-_LAYER = re.compile(r"^(?P<list>(?:[^.]+\.)*?[^.\d][^.]*)\.(?P<index>\d+)\.")
-_EXPERT = re.compile(r"^(?P<list>.+\.experts)\.(?P<index>\d+)\.(?P<rest>.+)$")
-_OTHER_TOWERS = re.compile(r"vis|audio|image|speech|encoder")
+__all__ = [
+    "LoadReport",
+    "StageWeights",
+    "check_directory",
+    "decoder_list",
+    "layer_lists",
+    "tensor_names",
+    "uneven_experts",
+]
 
 
 @dataclass
@@ -67,16 +73,6 @@ class LoadReport:
         return {**self.span(), **held, "tensors_read": self.tensors_read, "bytes_read": self.bytes_read}
 
 
-def layer_lists(names: Iterator[str] | set[str]) -> dict[str, set[int]]:
-    """Module lists in tensor names, `model.layers` -> {0, 1, ..}, without those of other towers."""
-    lists: dict[str, set[int]] = defaultdict(set)
-    for name in names:
-        match = _LAYER.match(name)
-        if match and not _OTHER_TOWERS.search(match["list"]):
-            lists[match["list"]].add(int(match["index"]))
-    return dict(lists)
-
-
 def tensor_names(files: list[str]) -> set[str]:
     """Names in the headers of safetensors files; no tensor is read."""
     names: set[str] = set()
@@ -119,12 +115,6 @@ def _runs(indices: set[int]) -> str:
     return f"{ordered[0]}-{ordered[-1] + 1}" if ordered else "none"
 
 
-def decoder_list(names: set[str], total_layers: int) -> str | None:
-    """The module list of the transformer's layers: the longest one that fits the model."""
-    fitting = {name: held for name, held in layer_lists(names).items() if max(held) < total_layers}
-    return max(fitting, key=lambda name: (len(fitting[name]), -len(name)), default=None)
-
-
 class StageWeights:
     """Filters and checks one stage's weights while vLLM's default loader runs."""
 
@@ -153,7 +143,7 @@ class StageWeights:
                     yield name, tensor
 
     def _wants(self, name: str, decoder: str | None) -> bool:
-        match = _LAYER.match(name)
+        match = LAYER.match(name)
         if match and match["list"] == decoder:
             return self.report.layers.start <= int(match["index"]) < self.report.layers.end
         return not name.startswith(self._missing)
@@ -202,7 +192,7 @@ def uneven_experts(names: set[str]) -> set[str]:
     """Tensors that some experts of a layer have and others lack; vLLM loads such a layer in silence."""
     layers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
-        if match := _EXPERT.match(name):
+        if match := EXPERT.match(name):
             layers[match["list"]][int(match["index"])].add(match["rest"])
     missing: set[str] = set()
     for experts, held in layers.items():
