@@ -61,7 +61,9 @@ class Checkpoint:
         decoder = _decoder(folder, tensors, total + (extra if type(extra) is int else 0))
         opened = cls(folder, model, config, total, tensors, decoder, False, exported)
         opened._check_layers()
-        tied = says_tied(config) or not any(role is Role.HEAD for role in opened.roles.values())
+        # A file without a head has the embeddings for one; of an exported stage that cannot be said.
+        headless = exported is None and Role.HEAD not in opened.roles.values()
+        tied = says_tied(config) or headless
         return cls(folder, model, config, total, tensors, decoder, bool(tied), exported)
 
     @cached_property

@@ -68,11 +68,10 @@ def is_multi_modal(config: dict[str, Any]) -> bool:
 
 
 def says_tied(config: dict[str, Any]) -> bool | None:
-    """`tie_word_embeddings`, wherever it stands; None when it does not."""
-    for holder in _holders(config):
-        if isinstance(holder.get("tie_word_embeddings"), bool):
-            return bool(holder["tie_word_embeddings"])
-    return None
+    """`tie_word_embeddings`: true if it is anywhere, None when it stands nowhere."""
+    said = [holder.get("tie_word_embeddings") for holder in _holders(config)]
+    found = [value for value in said if isinstance(value, bool)]
+    return any(found) if found else None
 
 
 def _holders(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

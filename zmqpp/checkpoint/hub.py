@@ -29,7 +29,9 @@ def fetch(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=_UNNEEDED))
     except Exception as error:  # Its own errors, httpx's and the file system's have no common base.
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise ConfigError(
             f"there is no model directory {model}, and it cannot be fetched from the hub: {reason}"
         ) from None
