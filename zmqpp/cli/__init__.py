@@ -9,13 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from zmqpp.cli import demo, passing, stage
+from zmqpp.cli import demo, export, passing, stage, validate
 from zmqpp.errors import ConfigError, ZmqppError
 from zmqpp.pipeline.signals import StopRequested
 from zmqpp.version import __version__
 
 __all__ = ["main"]
 
+# In the order of a first use, which is that of --help.
+_COMMANDS = (demo, validate, export, stage)
 # Exit codes: 1 the pipeline failed, 2 the user's mistake, 128+N stopped by signal N, as shells have it.
 _FAILED, _USAGE = 1, 2
 
@@ -32,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="zmqpp", description="Pipeline parallelism for vLLM over ZeroMQ.")
     parser.add_argument("--version", action="version", version=f"zmqpp {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    demo.add_to(subparsers)
-    stage.add_to(subparsers)
+    for command in _COMMANDS:
+        command.add_to(subparsers)
     try:
         parsed = passing.parse(parser, sys.argv[1:] if arguments is None else arguments)
         return int(parsed.run(parsed))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqpp.pipeline.state import StageState
+from zmqpp.units import count, size
 
 __all__ = ["StageDisplay", "count", "size"]
 
@@ -106,23 +107,3 @@ def phase(state: StageState) -> str:
     if state.phase == "waiting" and state.waiting_for:
         return f"waiting for {state.waiting_for}"
     return state.phase
-
-
-def count(number: int | None) -> str:
-    """3 938 000 -> `3.94M`."""
-    if number is None:
-        return "-"
-    for unit, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= scale:
-            return f"{number / scale:.2f}{unit}"
-    return str(number)
-
-
-def size(number: int | None) -> str:
-    """Bytes in decimal units: 7 878 888 -> `7.9 MB`."""
-    if number is None:
-        return "-"
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number} B"

@@ -1,0 +1,151 @@
+"""The folder an export writes into: whose it is, whether it may be used, and what lies there from before."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zmqpp.checkpoint.config import PIPELINE_INFO
+from zmqpp.checkpoint.durable import discard, sync_folder, write_file
+from zmqpp.checkpoint.manifest import PIPELINE_FILE, PipelineManifest, read_manifest
+from zmqpp.errors import ConfigError, ResourceError, ZmqppError
+from zmqpp.units import size
+
+BEGUN_FILE = ".zmqpp-export.json"
+"""What the export in this folder will be; gone once PIPELINE_FILE is there."""
+
+_STAGE = re.compile(r"stage_\d+")
+_HIDDEN = re.compile(r"\.stage_\d+\.(partial|old)")
+
+
+def check_place(out: Path, model: Path) -> None:
+    """Refuse to write into the model, or above it.
+
+    Raises:
+        ConfigError: the two folders are one, or one lies in the other.
+    """
+    out, model = out.resolve(), model.resolve()
+    if out == model or model in out.parents or out in model.parents:
+        raise ConfigError(
+            f"--output-dir {out} and the model's folder {model} lie in one another: give a folder beside it"
+        )
+
+
+@contextmanager
+def opened(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other exports out of it; a folder made here and left empty is removed.
+
+    Raises:
+        ConfigError: it cannot be written, or another export is at work.
+    """
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(f"--output-dir {out} cannot be made or opened: {error.strerror}") from None
+    try:
+        _lock(descriptor, out)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"--output-dir {out} is read-only here: give another folder, or make it writable"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+        if made and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    """The folder itself is locked, so that no lock file is left; the kernel lets go when the process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"another zmqpp export is writing into {out}: wait for it, or stop it") from None
+    except OSError:
+        pass  # Some network file systems cannot lock a folder; then two exports are the user's to keep apart.
+
+
+def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
+    """Note what this export will be, or find that it is the one begun here before.
+
+    Raises:
+        ConfigError: something else lies here, and `overwrite` is not set.
+    """
+    before = _before(out, overwrite)
+    if before is not None and before.is_of_the_same(wanted):
+        return
+    stages = [path for path in out.iterdir() if _STAGE.fullmatch(path.name)]
+    if not overwrite and (before or stages):
+        what = before.describe() if before else f"{stages[0].name}, which this export would write"
+        raise ConfigError(
+            f"{out} already holds {what}; this would be {wanted.describe()}: "
+            f"give another --output-dir, or --overwrite to replace it"
+        )
+    foreign = [path for path in stages if not _is_ours(path)]
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is no exported stage, so it is not overwritten: remove it yourself")
+    (out / PIPELINE_FILE).unlink(missing_ok=True)  # First: from here on nothing looks whole.
+    sync_folder(out)
+    for path in [*stages, *(path for path in out.iterdir() if _HIDDEN.fullmatch(path.name))]:
+        discard(path)
+    write_file(out / BEGUN_FILE, wanted.encode())
+
+
+def _before(out: Path, overwrite: bool) -> PipelineManifest | None:
+    for name in (PIPELINE_FILE, BEGUN_FILE):
+        if (out / name).exists():
+            try:
+                return read_manifest(out, name)
+            except ConfigError:
+                if not overwrite:
+                    raise
+    return None
+
+
+def _is_ours(stage: Path) -> bool:
+    try:
+        return PIPELINE_INFO in json.loads((stage / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def reopen(out: Path, wanted: PipelineManifest) -> None:
+    """A finished export turned out damaged: it is an unfinished one again."""
+    write_file(out / BEGUN_FILE, wanted.encode())
+    (out / PIPELINE_FILE).unlink(missing_ok=True)
+    sync_folder(out)
+
+
+def finish(out: Path, manifest: PipelineManifest) -> None:
+    """All stages are whole and checked: say so."""
+    write_file(out / PIPELINE_FILE, manifest.encode())
+    (out / BEGUN_FILE).unlink(missing_ok=True)
+
+
+def check_space(out: Path, needed_bytes: int) -> None:
+    """Raise ResourceError when the disk of `out` has less than `needed_bytes` free."""
+    free = os.statvfs(out)
+    free_bytes = free.f_bavail * free.f_frsize
+    if needed_bytes > free_bytes:
+        raise ResourceError(
+            f"the export needs {size(needed_bytes)} more in {out}, {size(free_bytes)} are free there: "
+            f"free some, or give an --output-dir on another disk"
+        )
+
+
+def explained(out: Path, error: OSError) -> ZmqppError:
+    """A failure while writing, in one line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceError(
+            f"no space is left in {out} ({error.strerror}): free some, then the same command goes on from here"
+        )
+    where = f" {error.filename}" if error.filename else ""
+    return ResourceError(f"the export into {out} failed:{where} {error.strerror or error}")
