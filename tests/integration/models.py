@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+from zmqpp.checkpoint.checkpoint import Checkpoint
+from zmqpp.checkpoint.export import Export
+from zmqpp.layers import LayerRange
 from zmqpp.models import docs_llama
 
 LAYERS = 5
@@ -39,24 +40,7 @@ def tiny_qwen3(folder: Path) -> Path:
 
 
 def split(model: Path, folder: Path, ranges: list[tuple[int, int]]) -> list[Path]:
-    """One directory a stage, with only its tensors and `_pipeline_info`, as `zmqpp export` will write them."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(model / "model.safetensors")
-    config = json.loads((model / "config.json").read_text())
-    folders = []
-    for index, (start, end) in enumerate(ranges):
-        mine = {name: tensor for name, tensor in tensors.items() if _belongs(name, start, end, config)}
-        info = {"stage_idx": index, "total_stages": len(ranges), "start_layer": start, "end_layer": end}
-        target = folder / f"stage_{index}"
-        shutil.copytree(model, target, ignore=shutil.ignore_patterns("*.safetensors"))
-        save_file(mine, target / "model.safetensors", metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps({**config, "_pipeline_info": info}))
-        folders.append(target)
-    return folders
-
-
-def _belongs(name: str, start: int, end: int, config: dict[str, Any]) -> bool:
-    if name.startswith("model.layers."):
-        return start <= int(name.split(".")[2]) < end
-    return start == 0 if "embed" in name else end == config["num_hidden_layers"]
+    """One directory a stage, as `zmqpp export` writes them."""
+    layers = [LayerRange(start, end) for start, end in ranges]
+    manifest = Export(Checkpoint.open(str(model)), layers, folder).run()
+    return [folder / name for name in manifest.folders]

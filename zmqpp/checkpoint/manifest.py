@@ -8,6 +8,7 @@ import msgspec
 
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
+from zmqpp.units import size
 
 PIPELINE_FILE = "pipeline.json"
 VERSION = 1
@@ -65,12 +66,21 @@ class PipelineManifest(msgspec.Struct, frozen=True):
             other.max_shard_bytes,
         )
 
-    def describe(self) -> str:
-        """`Llama-3-8B in 2 stages, 0-16 16-32`."""
-        return f"{self.source} in {len(self.stages)} stages, {' '.join(map(str, self.ranges))}"
+    def difference(self, other: PipelineManifest) -> str:
+        """What this export is that `other` is not, `an export of Llama-3-8B with ranges 0-16 16-32, not 0-8 ..`."""
+        if self.fingerprint != other.fingerprint:
+            same_name = self.source == other.source
+            return f"an export of {f'another {self.source}' if same_name else self.source}, not of {other.source}"
+        if self.ranges != other.ranges:
+            return f"an export of {self.source} with ranges {_text(self.ranges)}, not {_text(other.ranges)}"
+        return f"an export of {self.source} in files of {size(self.max_shard_bytes)}, not {size(other.max_shard_bytes)}"
 
     def encode(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def _text(ranges: list[LayerRange]) -> str:
+    return " ".join(map(str, ranges))
 
 
 def read_manifest(folder: Path, name: str = PIPELINE_FILE) -> PipelineManifest:

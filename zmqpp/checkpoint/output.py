@@ -84,10 +84,9 @@ def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
         return
     stages = [path for path in out.iterdir() if _STAGE.fullmatch(path.name)]
     if not overwrite and (before or stages):
-        what = before.describe() if before else f"{stages[0].name}, which this export would write"
+        what = before.difference(wanted) if before else f"{stages[0].name}, which is of no export known here"
         raise ConfigError(
-            f"{out} already holds {what}; this would be {wanted.describe()}: "
-            f"give another --output-dir, or --overwrite to replace it"
+            f"{out} already holds {what}: give another --output-dir, or --overwrite to replace it"
         )
     foreign = [path for path in stages if not _is_ours(path)]
     if foreign:

@@ -11,6 +11,7 @@ from zmqpp.errors import ConfigError, LayerRangeError
 
 if TYPE_CHECKING:
     from zmqpp.checkpoint.checkpoint import Checkpoint
+    from zmqpp.checkpoint.config import ExportedStage
     from zmqpp.checkpoint.estimate import Load
     from zmqpp.cli.validate_report import Verdict
 
@@ -158,24 +159,8 @@ def _exported(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Verdict:
     part = checkpoint.exported
     if part is None or arguments.balance:
         raise ConfigError(f"{arguments.model} holds one stage only: give the full model to --balance")
-    texts, problems = (
-        split_texts(arguments.ranges),
-        _wrong_total(arguments.total_layers, checkpoint.total_layers),
-    )
-    wanted = len(texts) or arguments.num_stages or part.stages
-    if wanted != part.stages:
-        problems.append(
-            f"stage {part.stage}: the folder was exported as one of {part.stages} stages, not of {wanted}"
-        )
-    elif texts and texts[part.stage] != str(part.layers):
-        problems.append(
-            f"stage {part.stage}: the folder was exported with layers {part.layers}, not {texts[part.stage]}"
-        )
-    if not 0 <= part.stage < part.stages or part.layers.end > checkpoint.total_layers:
-        problems.append(
-            f"stage {part.stage}: config.json says stage {part.stage} of {part.stages}, layers {part.layers} of "
-            f"{checkpoint.total_layers}, which cannot be; export it again"
-        )
+    problems = _wrong_total(arguments.total_layers, checkpoint.total_layers)
+    problems += _misplaced(part, checkpoint.total_layers, arguments)
     return Verdict(
         model=arguments.model,
         total_layers=checkpoint.total_layers,
@@ -186,3 +171,20 @@ def _exported(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Verdict:
         held_bytes=checkpoint.size_bytes,
         needs_remote_code=checkpoint.needs_remote_code,
     )
+
+
+def _misplaced(part: ExportedStage, total_layers: int, arguments: argparse.Namespace) -> list[str]:
+    """How an exported folder contradicts itself, or the split that was asked about."""
+    texts = split_texts(arguments.ranges)
+    wanted = len(texts) or arguments.num_stages or part.stages
+    here = f"stage {part.stage}: the folder was exported"
+    if not 0 <= part.stage < part.stages or part.layers.end > total_layers:
+        return [
+            f"{here} as stage {part.stage} of {part.stages}, layers {part.layers} of {total_layers}, which cannot be; "
+            f"export it again"
+        ]
+    if wanted != part.stages:
+        return [f"{here} as one of {part.stages} stages, not of {wanted}"]
+    if texts and texts[part.stage] != str(part.layers):
+        return [f"{here} with layers {part.layers}, not {texts[part.stage]}"]
+    return []
