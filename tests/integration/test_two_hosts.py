@@ -1,0 +1,137 @@
+"""The multi-machine plan that `zmqpp stage --print --all` prints, run as printed on two machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.cli.command import zmqpp
+from tests.integration.cases import CASES
+from tests.integration.machine import Machine, stop, two_machines
+from tests.integration.serving import ENVIRONMENT, FLAGS, NAME, READY_S, Served
+from zmqpp.models import docs_llama
+from zmqpp.pipeline.events import read_events
+
+BASE_PORT = 15550
+
+
+@pytest.fixture(scope="module")
+def printed() -> list[str]:
+    """A, B, A: both machines bind the same BASE_PORT, and one of them runs two stages."""
+    done = zmqpp(
+        *("stage", "--print", "--all", "--hosts", "10.77.0.1,10.77.0.2,10.77.0.1"),
+        *("--model", str(docs_llama()), "--ranges", "0-3", "3-6", "6-8", "--base-port", str(BASE_PORT)),
+        *("--served-model-name", NAME, *FLAGS),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().split("\n\n")
+
+
+@pytest.fixture(scope="module")
+def served(printed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, Path]]:
+    """The stages run; what they log and tell lies in the folder."""
+    folder = tmp_path_factory.mktemp("two_hosts")
+    with two_machines() as machines, ExitStack() as open_files:
+        by_address = {machine.address: machine for machine in machines}
+        stages = []
+        for index, block in enumerate(printed):
+            address, _, stage = block.partition("\n")[0].removeprefix("# ").partition(": stage ")
+            assert int(stage) == index
+            log = open_files.enter_context((folder / f"stage_{index}.log").open("wb"))
+            environment = {**_environment(folder), "ZMQPP_EVENTS": str(folder / f"events_{index}.jsonl")}
+            stages.append(by_address[address].start(f"exec {block.partition(chr(10))[2]}", log, environment))
+        try:
+            machines[0].inside(lambda: _await_health(stages, folder))
+            yield machines[0], folder
+        finally:
+            for stage in stages:
+                stop(stage)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    scripts = Path(sys.executable).parent
+    return {
+        **ENVIRONMENT,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TMPDIR": str(folder),
+    }
+
+
+def _await_health(stages: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and all(stage.poll() is None for stage in stages):
+        try:
+            if httpx.get("http://127.0.0.1:8000/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.3)
+    logs = "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in sorted(folder.glob("*.log")))
+    raise AssertionError(f"the pipeline did not come up:\n{logs}")
+
+
+def test_stages_on_two_machines_answer_as_one_process_does(
+    served: tuple[Machine, Path], expected: dict[str, Any]
+) -> None:
+    machine, _ = served
+    api = Served("http://127.0.0.1:8000")
+    assert machine.inside(lambda: api.answers(CASES, at_once=8)) == expected
+
+
+def test_both_machines_bind_the_same_base_port_and_tensors_go_by_tcp(
+    served: tuple[Machine, Path], printed: list[str]
+) -> None:
+    assert f"--pipeline-local-bind-port 10.77.0.1:{BASE_PORT} " in printed[0]
+    assert f"--pipeline-local-bind-port 10.77.0.2:{BASE_PORT} " in printed[1]
+    assert f"--pipeline-local-bind-port 10.77.0.1:{BASE_PORT + 3} " in printed[2]
+    for index in (0, 1):
+        events, _ = read_events(str(served[1] / f"events_{index}.jsonl"))
+        lanes = [event["lane"] for event in events if event.get("lane")]
+        assert lanes and all(lane.startswith("tcp") for lane in lanes), events
+
+
+_PARSE = """
+import dataclasses, json, sys
+sys.argv = ["vllm", "serve"]
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from zmqpp.vllm.options import read_flags
+parser = FlexibleArgumentParser()
+ServeSubcommand().subparser_init(parser.add_subparsers())
+for words in json.load(sys.stdin):
+    print("PARSED", json.dumps(dataclasses.asdict(read_flags(parser.parse_args(words), print))))
+"""
+
+
+def test_printed_lines_are_understood_by_vllms_own_parser() -> None:
+    done = zmqpp("stage", "--all", "--json", "--hosts", "a,[fd00::2],c", "--model", "m", "--dtype", "half")
+    words = [stage["argv"][1:] for stage in json.loads(done.stdout)["stages"]]
+    parsed = subprocess.run(
+        [sys.executable, "-c", _PARSE],
+        input=json.dumps(words),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=200,
+        check=False,
+    )
+    assert parsed.returncode == 0, parsed.stderr[-3000:]
+    lines = [
+        line.removeprefix("PARSED ") for line in parsed.stdout.splitlines() if line.startswith("PARSED ")
+    ]
+    options = [json.loads(line) for line in lines]
+    assert [option["stage_idx"] for option in options] == [0, 1, 2]
+    assert {option["total_stages"] for option in options} == {3}
+    assert [option["local_bind_port"] for option in options] == ["a:15550", "[fd00::2]:15550", "c:15553"]
+    assert [option["prev_stage_addr"] for option in options] == ["c:15553", None, None]
+    assert [option["prev_stage_service_addr"] for option in options] == [None, "a:15550", "[fd00::2]:15550"]
