@@ -3,7 +3,8 @@
     python -m zmqpp.pipeline.guard GRACE_S        reads one stage pid a line from its standard input
 
 The launcher holds the other end of that pipe; the kernel closes it however the launcher ends, `kill -9`
-included. At that moment every session still named is stopped. An empty line says that all is stopped already.
+included. At that moment every session still named is stopped. `-PID` says that one has ended, an empty line
+that all have.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Guard:
         """End the session led by `pid` if this process dies."""
         self._write(f"{pid}\n")
 
+    def forget(self, pid: int) -> None:
+        """That session has ended: its number may soon be a stranger's."""
+        self._write(f"-{pid}\n")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -74,7 +79,10 @@ def main() -> None:
     for line in sys.stdin:
         if not line.strip():
             return
-        sessions.append(int(line))
+        if line.startswith("-"):
+            sessions = [session for session in sessions if session != -int(line)]
+        else:
+            sessions.append(int(line))
     _end(sessions, grace_s)
 
 

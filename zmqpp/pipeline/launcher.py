@@ -51,6 +51,8 @@ class Launcher:
     ) -> None:
         self.plan = plan
         self.states = [StageState(stage.index) for stage in plan.stages]
+        self.culprit: StageState | None = None
+        """Of the last LaunchError: the stage that failed first, if one did."""
         self._log_dir = log_dir
         self._grace_s = grace_s
         self._on_interrupt = on_interrupt
@@ -74,11 +76,31 @@ class Launcher:
     def start(self) -> None:
         """Start every stage at once: they find one another in any order."""
         self._events_path.write_bytes(b"")
+        self._events_offset = 0
+        self.culprit = None
         for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
             with self._signals.held():
                 state.started_s = time.time()
                 environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
                 self._guard.watch(process.start(stage.command(), environment))
+
+    def restart(self) -> None:
+        """End what is left of every stage, and start all of them anew; their last logs become `stage_I.log.1`."""
+        deadline = time.monotonic() + _FOLLOW_S
+        self._await_end(self._processes, deadline)  # Neighbours of a lost stage leave by themselves.
+        self._end(time.monotonic() + self._grace_s)
+        for process in self._processes:
+            process.keep_log()
+        self.states[:] = [StageState(stage.index) for stage in self.plan.stages]
+        self.start()
+
+    def pids(self) -> list[int]:
+        """Of the stages' processes, in stage order; 0 where none runs. Thread: any."""
+        return [process.pid for process in self._processes]
+
+    def log_paths(self) -> list[Path]:
+        """In stage order."""
+        return [process.log_path for process in self._processes]
 
     def check(self) -> bool:
         """Take in what the stages told since the last call; True when something changed. Never blocks.
@@ -95,6 +117,7 @@ class Launcher:
         )
         culprits = failed or [state for state in self.states if ended[state.index]]
         if culprits:
+            self.culprit = culprits[0]
             raise self._failure(culprits[0], self._processes[culprits[0].index])
         return changed
 
@@ -137,11 +160,16 @@ class Launcher:
             self._processes[0].terminate()
             self._await_end(self._processes[:1], deadline)
             self._await_end(self._processes, min(deadline, time.monotonic() + _FOLLOW_S))
+        self._end(deadline)
+
+    def _end(self, deadline: float) -> None:
         for process in self._processes:
             process.terminate()
         self._await_end(self._processes, deadline)
         for process in self._processes:
+            pid = process.pid
             process.reap()
+            self._guard.forget(pid)
         self._read_events()
 
     def _await_end(self, processes: Sequence[StageProcess], deadline: float) -> None:

@@ -31,6 +31,13 @@ class ApiEndpoint:
     host: str
     port: int
     model_name: str
+    aliases: tuple[str, ...] = ()
+    """More names that requests may use."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them; none when vLLM names the model."""
+        return (self.model_name, *self.aliases) if self.model_name else ()
 
     @property
     def url(self) -> str:
@@ -83,7 +90,7 @@ class StagePlan:
             *["--pipeline-prev-stage-addr", self.previous],
             *(["--host", self.api.host] if self.api.host else []),
             *["--port", str(self.api.port)],
-            *(["--served-model-name", self.api.model_name] if self.api.model_name else []),
+            *(["--served-model-name", *self.api.names] if self.api.names else []),
         ]
 
 

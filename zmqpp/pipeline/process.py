@@ -40,6 +40,17 @@ class StageProcess:
             )
         return self._process.pid
 
+    @property
+    def pid(self) -> int:
+        """0 while there is none."""
+        process = self._process
+        return process.pid if process is not None else 0
+
+    def keep_log(self) -> None:
+        """Put the log aside as `stage_I.log.1`, so that a next start does not overwrite why there was one."""
+        if self.log_path.exists():
+            self.log_path.replace(f"{self.log_path}.1")
+
     def exit_code(self) -> int | None:
         """None while it runs, else its exit status (-N: killed by signal N). Never blocks, does not reap."""
         if self._exit_code is None and self._process is not None:
@@ -67,7 +78,7 @@ class StageProcess:
         kill_session(self._process.pid)
         self.exit_code()
         self._process.wait()
-        self._process = None
+        self._process, self._exit_code = None, None
 
 
 def _die_with_parent() -> Callable[[], None]:

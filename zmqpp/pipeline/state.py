@@ -44,14 +44,16 @@ class StageState:
     lane: str = ""
     """How its tensors go to the next stage: "shm to stage 1"."""
     started_s: float = field(default_factory=time.time)
+    since_s: float = field(default_factory=time.time)
+    """When it came to its phase; unix seconds, as below."""
     settled_s: float | None = None
-    """When it became ready or failed; unix seconds."""
+    """When it became ready or failed."""
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; unknown events and fields are left for later releases."""
         phase = str(event.get("event", ""))
-        if phase in PHASES and self.phase != "failed":
-            self.phase = phase
+        if phase in PHASES and self.phase != "failed" and self.phase != phase:
+            self.phase, self.since_s = phase, float(event.get("t", time.time()))
         self.waiting_for = str(event.get("for", "")) if phase == "waiting" else ""
         for name in _COPIED.intersection(event):
             setattr(self, name, event[name])
@@ -66,7 +68,7 @@ class StageState:
         """Its process ended; a reason it gave itself stays."""
         self.phase = "failed"
         self.reason = self.reason or reason
-        self.settled_s = time.time()
+        self.settled_s = self.since_s = time.time()
 
     @property
     def elapsed_s(self) -> float:

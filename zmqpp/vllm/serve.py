@@ -14,6 +14,7 @@ from zmqpp.vllm.options import CONFIG_KEY, StageOptions, read_flags
 from zmqpp.vllm.start_checks import check_addresses
 from zmqpp.vllm.timeouts import startup_s, step_s
 
+MIDDLEWARE = "zmqpp.vllm.http.PipelineRoutes"
 _STOP_S = 5.0
 """For the engine to tell the stages that the pipeline ends."""
 
@@ -78,6 +79,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     """vLLM's own server, with our executor; ends with the pipeline's reason when that ended it."""
     emit(0, "starting")
     args.additional_config = {**(args.additional_config or {}), **options.additional_config()}
+    args.middleware = [*(args.middleware or ()), MIDDLEWARE]
     failure.open_file()
     compat.name_failure_to_clients(failure.read)
     compat.give_engine_time_to_stop(_STOP_S)

@@ -1,0 +1,140 @@
+"""`zmqpp serve`: a whole pipeline on this machine behind one HTTP address, kept running."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from zmqpp.cli.passing import take_positional
+from zmqpp.errors import ConfigError
+from zmqpp.pipeline.devices import DEVICES
+
+__all__ = ["add_to", "run"]
+
+_EXAMPLE = """\
+examples:
+  zmqpp serve /models/Llama-3-8B --num-stages 4 --gpu-ids 0,1,2,3
+  zmqpp serve --pipeline-dir /models/Llama-3-8B-in-4 --port 8080
+  zmqpp serve /models/Llama-3-8B --ranges 0-18 18-32 -- --max-model-len 4096 --dtype bfloat16
+
+Then, on the same machine:
+  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
+      -d '{"model": "/models/Llama-3-8B", "prompt": "San Francisco is a", "max_tokens": 50}'
+  zmqpp status                   or http://127.0.0.1:8080/pipeline in a browser
+
+Options that zmqpp does not know, and all after `--`, go to every `vllm serve`.
+exit codes: 1 the pipeline failed, 2 a mistake in the options, 130 and 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+
+def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a model as a pipeline on this machine",
+        description="Start all stages of a pipeline on this machine with one HTTP entry before them; keep them running.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="zmqpp serve (MODEL | --pipeline-dir DIR) [options] [-- VLLM OPTIONS]",
+        allow_abbrev=False,
+    )
+    _add_model(parser.add_argument)
+    _add_places(parser.add_argument)
+    _add_running(parser.add_argument)
+    parser.set_defaults(run=run, takes_vllm_flags=True)
+
+
+def _add_model(add: Any) -> None:
+    add("--pipeline-dir", metavar="DIR", help="made by `zmqpp export`, in place of MODEL")
+    add(
+        "--num-stages",
+        type=int,
+        metavar="N",
+        help="default: one a GPU, at least 2; or as many as ranges or split say",
+    )
+    add("--ranges", nargs="+", metavar="A-B", help="layers of each stage, half-open: --ranges 0-3 3-8")
+    add("--name", help="what requests call the model (default: MODEL as given, and its last part)")
+
+
+def _add_places(add: Any) -> None:
+    add("--host", default="127.0.0.1", help="where the HTTP entry listens (default: %(default)s)")
+    add("--port", type=int, default=8080, help="of the HTTP entry (default: %(default)s)")
+    add(
+        "--api-port",
+        type=int,
+        default=8000,
+        metavar="PORT",
+        help="of stage 0's own API (default: %(default)s)",
+    )
+    add(
+        "--base-port",
+        type=int,
+        default=15550,
+        metavar="PORT",
+        help="first of the ring's (default: %(default)s)",
+    )
+    add("--gpu-ids", metavar="0,1,...", help="GPUs that stages take in turn (default: all)")
+    add("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+
+
+def _add_running(add: Any) -> None:
+    add(
+        "--log-dir",
+        type=Path,
+        default=Path("logs"),
+        metavar="DIR",
+        help="one log a stage (default: %(default)s)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="until all are ready (default: %(default)g)",
+    )
+    add(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="start all stages anew when one is lost, at most N times in a row; 0: end (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal stops it, or the pipeline fails for good: never returns in good order."""
+    _check_extras()
+    from zmqpp.cli.serve_plan import serve_plan
+    from zmqpp.cli.serve_screen import ServeScreen
+    from zmqpp.gateway.app import build_app
+    from zmqpp.gateway.server import GatewayServer
+    from zmqpp.pipeline.launcher import Launcher
+    from zmqpp.pipeline.supervisor import Supervisor
+
+    if arguments.timeout <= 0 or arguments.max_restarts < 0:
+        raise ConfigError("--timeout must be above 0 seconds, and --max-restarts at least 0")
+    model, flags = take_positional(arguments.passed)
+    plan = serve_plan(arguments, model, flags)
+    with (
+        ServeScreen(plan) as screen,
+        Launcher(plan, arguments.log_dir, on_interrupt=screen.say_stopping) as launcher,
+    ):
+        supervisor = Supervisor(
+            launcher,
+            max_restarts=arguments.max_restarts,
+            timeout_s=arguments.timeout,
+            on_poll=lambda: screen.show(launcher.states),
+            on_event=screen.tell,
+        )
+        app = build_app(plan.api.url, supervisor)
+        with GatewayServer(app, arguments.host, arguments.port) as gateway:
+            screen.open(gateway.url, arguments.log_dir)
+            supervisor.run()
+    return 0
+
+
+def _check_extras() -> None:
+    for name in ("httpx", "prometheus_client", "rich", "starlette", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"{name} is missing: pip install 'zmqpp[cli]'")

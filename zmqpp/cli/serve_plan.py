@@ -1,0 +1,142 @@
+"""From the options of `zmqpp serve` to a plan: checks what the user gave, chooses what was left open."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from zmqpp.cli.passing import check_flags
+from zmqpp.errors import ConfigError
+from zmqpp.layers import LayerRange, parse_ranges
+from zmqpp.pipeline.devices import stage_environment, visible_devices
+from zmqpp.pipeline.model_config import check_code_allowed, check_layers, read_config
+from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
+from zmqpp.pipeline.ports import check_port_free
+from zmqpp.pipeline.split import Split, read_split
+
+__all__ = ["serve_plan"]
+
+_RING_HOST = "127.0.0.1"
+_TAKEN = {
+    "--host": "give it before `--`: it is the HTTP entry's",
+    "--port": "give it before `--`: it is the HTTP entry's; stage 0's is --api-port",
+    "--served-model-name": "give --name",
+    "--uds": "stages listen on ports",
+}
+_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+_GPU_SHARE, _CPU_SHARE = 0.9, 0.6
+"""Of the memory, for all stages on it together; on the CPU it is also everybody else's."""
+
+
+def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence[str]) -> PipelinePlan:
+    """The plan for `zmqpp serve`.
+
+    Args:
+        model: MODEL, if it was given; else `arguments.pipeline_dir` names a split one.
+        flags: for every `vllm serve`.
+    Raises:
+        ConfigError: what is wrong with which option, before anything is started.
+    """
+    vllm_flags = check_flags(flags, _TAKEN)
+    split = _split(arguments, model)
+    ranges = parse_ranges(arguments.ranges or [])
+    gpu_ids = _gpu_ids(arguments.gpu_ids)
+    devices = visible_devices(arguments.device)
+    if gpu_ids and not devices:
+        raise ConfigError(
+            f"--gpu-ids {arguments.gpu_ids}: there is no GPU here that vLLM could use; leave it out"
+        )
+    stages = _stages(arguments, split, ranges, gpu_ids or devices)
+    _check_model(split, model, stages, ranges, vllm_flags)
+    plan = PipelinePlan(
+        model=model or "",
+        total=stages,
+        base_port=arguments.base_port,
+        api=ApiEndpoint(_RING_HOST, arguments.api_port, *_names(arguments.name, split, model)),
+        ranges=ranges,
+        arguments=(*vllm_flags, *_memory_share(vllm_flags, stages, gpu_ids or devices)),
+        environments=[stage_environment(i, stages, devices, gpu_ids) for i in range(stages)],
+        models=[str(path) for path in split.models] if split else (),
+        host=_RING_HOST,
+    )
+    _check_ports(plan, arguments)
+    return plan
+
+
+def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
+    if bool(model) == bool(arguments.pipeline_dir):
+        raise ConfigError(
+            "give either MODEL, a model folder or hub id, or --pipeline-dir DIR, made by `zmqpp export`"
+        )
+    if model is not None:
+        return None
+    if arguments.ranges:
+        raise ConfigError("--ranges: a split model has its ranges already; leave them out, or give MODEL")
+    return read_split(Path(arguments.pipeline_dir).expanduser(), arguments.num_stages)
+
+
+def _stages(
+    arguments: argparse.Namespace, split: Split | None, ranges: Sequence[LayerRange], devices: Sequence[str]
+) -> int:
+    """As asked for; else what the split or the ranges say; else one a GPU, and two where there is none to count."""
+    asked: int | None = arguments.num_stages
+    if asked is None:
+        return len(split) if split else len(ranges) or max(2, len(devices))
+    if asked < 2:
+        raise ConfigError(f"--num-stages {asked}: a pipeline needs at least 2 stages")
+    if ranges and len(ranges) != asked:
+        raise ConfigError(
+            f"--num-stages {asked} but {len(ranges)} ranges: give one range a stage, or leave --num-stages out"
+        )
+    return asked
+
+
+def _check_model(
+    split: Split | None, model: str | None, stages: int, ranges: Sequence[LayerRange], flags: Sequence[str]
+) -> None:
+    if split is not None:
+        check_code_allowed(read_config(str(split.models[0])), str(split.folder), flags)
+    elif model is not None:
+        config = read_config(model, "MODEL")
+        check_layers(config, stages, ranges)
+        check_code_allowed(config, model, flags)
+
+
+def _names(name: str | None, split: Split | None, model: str | None) -> tuple[str, tuple[str, ...]]:
+    """What requests may call the model: as it was given here, and its last part for short."""
+    given = name or str(split.folder if split else model)
+    short = Path(given).name
+    return given, ((short,) if short not in ("", given) and not name else ())
+
+
+def _gpu_ids(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    chosen = [part.strip() for part in text.split(",")]
+    if not all(chosen):
+        raise ConfigError(f"--gpu-ids {text!r}: give GPUs with commas between, for example 0,1")
+    return chosen
+
+
+def _memory_share(flags: Sequence[str], stages: int, devices: Sequence[str]) -> tuple[str, ...]:
+    """vLLM takes nearly all memory of a device for itself; stages that share one must take less each."""
+    if any(word.partition("=")[0] in _MEMORY_FLAGS for word in flags):
+        return ()
+    if not devices:
+        return ("--gpu-memory-utilization", f"{_CPU_SHARE / stages:.3f}")
+    sharing = -(-stages // len(devices))
+    return ("--gpu-memory-utilization", f"{_GPU_SHARE / sharing:.3f}") if sharing > 1 else ()
+
+
+def _check_ports(plan: PipelinePlan, arguments: argparse.Namespace) -> None:
+    ring = [stage.bind_port for stage in plan.stages]
+    if not 1 <= arguments.port <= 65535:
+        raise ConfigError(f"--port {arguments.port}: must lie within 1..65535")
+    if arguments.port in (*ring, plan.api.port):
+        raise ConfigError(
+            f"--port {arguments.port} is also a port of the ring or of stage 0's API: choose another"
+        )
+    for stage in plan.stages:
+        check_port_free(_RING_HOST, stage.bind_port, "--base-port")
+    check_port_free(_RING_HOST, plan.api.port, "--api-port")
