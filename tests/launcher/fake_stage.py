@@ -3,7 +3,8 @@
 python fake_stage.py INDEX API_PORT BEHAVIOUR
 
 Behaviours: ok; slow: never loads; fail: says why; crash: only its log does; deaf: ignores SIGTERM;
-orphan: stops, but has a child that ignores SIGTERM.
+orphan: stops, but has a child that ignores SIGTERM; dies: is killed soon after it was ready; once: is
+killed so the first time, and stays the next.
 """
 
 import http.server
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from zmqpp.pipeline.events import emit
 
@@ -44,6 +46,13 @@ class Api(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def is_first_time() -> bool:
+    mark = Path(os.environ["ZMQPP_EVENTS"]).with_name("died_once")
+    first = not mark.exists()
+    mark.touch()
+    return first
+
+
 def main() -> None:
     index, port, behaviour = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     stop = threading.Event()
@@ -69,6 +78,9 @@ def main() -> None:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
     emit(index, "ready", lane="shm to stage 1" if index == 0 else "")
+    if behaviour == "dies" or (behaviour == "once" and is_first_time()):
+        stop.wait(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
     while not stop.wait(1.0):
         pass
     emit(index, "stopped", sent_bytes=123_456, received_bytes=654_321, steps=64)

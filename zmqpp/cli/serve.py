@@ -33,7 +33,7 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve a model as a pipeline on this machine",
-        description="Start all stages of a pipeline on this machine with one HTTP entry before them; keep them running.",
+        description="Start all stages of a pipeline on this machine, with one HTTP entry; keep them running.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="zmqpp serve (MODEL | --pipeline-dir DIR) [options] [-- VLLM OPTIONS]",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from zmqpp.cli.passing import check_flags
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, parse_ranges
-from zmqpp.pipeline.devices import stage_environment, visible_devices
+from zmqpp.pipeline.devices import available_bytes, stage_environment, visible_devices
 from zmqpp.pipeline.model_config import check_code_allowed, check_layers, read_config
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
@@ -25,8 +26,10 @@ _TAKEN = {
     "--uds": "stages listen on ports",
 }
 _MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
-_GPU_SHARE, _CPU_SHARE = 0.9, 0.6
-"""Of the memory, for all stages on it together; on the CPU it is also everybody else's."""
+_GPU_SHARE = 0.9
+"""Of a GPU's memory, for all stages on it together."""
+_CPU_SHARE, _CPU_KV_BYTES = 0.4, 4 << 30
+"""Of the machine's free memory, for the KV caches of all stages together; at most so many bytes for each."""
 
 
 def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence[str]) -> PipelinePlan:
@@ -124,7 +127,10 @@ def _memory_share(flags: Sequence[str], stages: int, devices: Sequence[str]) -> 
     if any(word.partition("=")[0] in _MEMORY_FLAGS for word in flags):
         return ()
     if not devices:
-        return ("--gpu-memory-utilization", f"{_CPU_SHARE / stages:.3f}")
+        if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+            return ()
+        share = int(_CPU_SHARE * available_bytes() / stages)
+        return ("--kv-cache-memory-bytes", str(min(_CPU_KV_BYTES, share)))
     sharing = -(-stages // len(devices))
     return ("--gpu-memory-utilization", f"{_GPU_SHARE / sharing:.3f}") if sharing > 1 else ()
 

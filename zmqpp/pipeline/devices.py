@@ -7,10 +7,11 @@ import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from zmqpp.errors import ConfigError
 
-__all__ = ["DEVICES", "listed_gpus", "stage_environment", "visible_devices", "vllm_is_cpu"]
+__all__ = ["DEVICES", "available_bytes", "listed_gpus", "stage_environment", "visible_devices", "vllm_is_cpu"]
 
 DEVICES = ("auto", "cpu", "cuda")
 _ASK_S = 30.0
@@ -72,6 +73,19 @@ def stage_environment(
     cores = len(os.sched_getaffinity(0))
     wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // stages))}
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def available_bytes() -> int:
+    """Memory that this process and its children may still take: the machine's, or what its control group leaves."""
+    meminfo = Path("/proc/meminfo").read_text()
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    available = int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+        return min(available, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return available  # No control group, or one without a limit ("max").
 
 
 def listed_gpus() -> list[str]:

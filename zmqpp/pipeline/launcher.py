@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -194,21 +195,27 @@ class Launcher:
 
     def _failure(self, state: StageState, process: StageProcess) -> LaunchError:
         code = process.exit_code()
-        state.fail(clear_line(process.log_path))
-        how = (
-            "failed"
-            if code is None
-            else f"ended (exit code {code})"
-            if code >= 0
-            else f"was killed by signal {-code}"
-        )
+        killed = code is not None and code < 0
+        # Who is killed has no last word; its log ends with what it did before.
+        state.fail("" if killed else clear_line(process.log_path))
         reason = state.reason.removeprefix(f"stage {state.index}: ")
-        return LaunchError(f"stage {state.index} {how}: {reason}; its log is {process.log_path}")
+        how = "failed" if code is None else f"ended (exit code {code})" if code >= 0 else _killed_by(-code)
+        told = f": {reason}" if reason else ""
+        return LaunchError(f"stage {state.index} {how}{told}; its log is {process.log_path}")
 
     def _too_slow(self, timeout_s: float) -> str:
         late = [f"stage {state.index} is {state.phase}" for state in self.states if state.phase != "ready"]
         what = ", ".join(late) or f"stage 0 does not answer on {self.plan.api.url}/health"
         return f"not ready after {timeout_s:g} s: {what}; the logs are in {self._log_dir}"
+
+
+def _killed_by(signum: int) -> str:
+    try:
+        name = signal.Signals(signum).name
+    except ValueError:
+        name = f"signal {signum}"
+    memory = ", perhaps by the kernel for want of memory (see dmesg)" if signum == signal.SIGKILL else ""
+    return f"was killed by {name}{memory}"
 
 
 @contextmanager
