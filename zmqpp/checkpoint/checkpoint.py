@@ -126,7 +126,10 @@ def _decoder(folder: Path, tensors: dict[str, TensorEntry], limit: int) -> str:
     for lists in (layer_lists(tensors), all_layer_lists(tensors)):
         if found := longest_list(lists, limit):
             return found
+    longest = max(((max(held) + 1, name) for name, held in layer_lists(tensors).items()), default=None)
+    held = (
+        f"{longest[1]}.* has {longest[0]}" if longest else f"none of its {len(tensors)} tensors is of a layer"
+    )
     raise ConfigError(
-        f"{folder}: none of the {len(tensors)} tensors looks like one of the model's {limit} layers "
-        f"(model.layers.0.*); the files and config.json do not belong together"
+        f"{folder}: config.json says {limit} layers, {held}; the files and config.json do not belong together"
     )

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 
 from zmqpp.layers import LayerRange
 
-_NUMBERS = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+_NUMBERS = re.compile(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*")
 _LONGEST = 100_000
 """No model has more layers; beyond it layers are not counted one by one."""
 

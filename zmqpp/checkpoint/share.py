@@ -31,9 +31,8 @@ PLACED: Mapping[str, frozenset[Role]] = {
         ),
         _ALL_PLACED,
     ),
-    **dict.fromkeys(
-        ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5ForCausalLM"), _END_PLACED
-    ),
+    **dict.fromkeys(("Lfm2ForCausalLM", "Lfm2MoeForCausalLM", "Qwen3_5ForCausalLM"), _END_PLACED),
+    "Qwen3NextForCausalLM": frozenset({Role.FINAL_NORM}),
 }
 
 
