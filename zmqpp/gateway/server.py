@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GatewayServer"]
 
-_GRACE_S = 2
+_GRACE_S = 1
 """How long open responses may take to finish after `stop`; then they are ended."""
 _START_S = 10.0
 _STOP_S = 15.0
@@ -37,6 +38,7 @@ class GatewayServer:
         self._port = port
         config = uvicorn.Config(
             app,
+            loop="asyncio",  # uvloop gains little here, and keeps a pipe for as long as the process lives
             ws="none",
             lifespan="on",
             log_config=None,
@@ -49,9 +51,8 @@ class GatewayServer:
             timeout_graceful_shutdown=_GRACE_S,
             timeout_keep_alive=30,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread: threading.Thread | None = None
-        self._started = threading.Event()
 
     def start(self) -> None:
         """Listen; returns when requests are taken.
@@ -63,7 +64,7 @@ class GatewayServer:
         self._port = listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, args=(listener,), name="zmqpp-gateway", daemon=True)
         self._thread.start()
-        if not self._started.wait(_START_S) or not self._thread.is_alive():
+        if not self._server.up.wait(_START_S) or not self._thread.is_alive():
             listener.close()
             raise LaunchError(f"the gateway on {self.url} did not start within {_START_S:g} s")
 
@@ -90,27 +91,46 @@ class GatewayServer:
         self.stop()
 
     def _run(self, listener: socket.socket) -> None:
-        server, startup = self._server, self._server.startup
-
-        async def told(sockets: list[socket.socket] | None = None) -> None:
-            await startup(sockets)
-            self._started.set()
-
-        server.startup = told  # type: ignore[method-assign]
         try:
-            server.run(sockets=[listener])
+            self._server.run(sockets=[listener])
         finally:
             listener.close()
-            self._started.set()
+            self._server.up.set()
+
+
+class _Server(uvicorn.Server):
+    """Says when it is up, and lets what is open end in words: uvicorn alone cancels it twice in one breath."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=_GRACE_S)
+        open_still = set(self.server_state.tasks)
+        for task in open_still:
+            task.cancel()
+        if open_still:
+            await asyncio.wait(open_still, timeout=_GRACE_S)
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     place = f"--host {host} --port {port}"
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{place}: a port is a number from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"{place}: no address to listen on: {error}") from error
     listener = socket.socket(family, kind, protocol)
     try:
@@ -122,14 +142,14 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         listener.bind(address)
         listener.listen(1024)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise ConfigError(f"{place}: {_mistake(error, port)}") from error
     return listener
 
 
-def _mistake(error: OSError | OverflowError, port: int) -> str:
-    number = error.errno if isinstance(error, OSError) else None
+def _mistake(error: OSError, port: int) -> str:
+    number = error.errno
     if number == errno.EADDRINUSE:
         return f"port {port} is in use by {port_owner(port) or 'another process'}; give another --port"
     if number == errno.EACCES:
