@@ -8,7 +8,7 @@ from pathlib import Path
 from zmqpp.errors import ConfigError
 from zmqpp.layers import parse_ranges
 from zmqpp.models import docs_llama
-from zmqpp.pipeline.devices import stage_environment, visible_devices
+from zmqpp.pipeline.devices import sharing_flags, stage_environment, visible_devices
 from zmqpp.pipeline.model_config import check_layers, read_config
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
@@ -39,7 +39,7 @@ def demo_plan(arguments: argparse.Namespace) -> PipelinePlan:
         base_port=_base_port(arguments.base_port, stages),
         api=ApiEndpoint(_HOST, _api_port(arguments.port), model.resolve().name),
         ranges=ranges,
-        arguments=_vllm_arguments(stages, len(devices)),
+        arguments=_vllm_arguments(stages, devices),
         environments=[stage_environment(index, stages, devices) for index in range(stages)],
         host=_HOST,
     )
@@ -78,11 +78,6 @@ def _api_port(asked: int | None) -> int:
     return asked
 
 
-def _vllm_arguments(stages: int, devices: int) -> tuple[str, ...]:
+def _vllm_arguments(stages: int, devices: list[str]) -> tuple[str, ...]:
     common = ("--enforce-eager", "--max-model-len", str(_MAX_MODEL_LEN), "--max-num-seqs", "16")
-    sized = (*common, "--kv-cache-memory-bytes", str(_KV_CACHE_BYTES))
-    if not devices:
-        return sized
-    # vLLM refuses to start on a GPU with less free memory than this share, though the cache's size is given.
-    sharing = -(-stages // devices)
-    return (*sized, "--gpu-memory-utilization", f"{0.5 / sharing:.3f}")
+    return (*common, "--kv-cache-memory-bytes", str(_KV_CACHE_BYTES), *sharing_flags(stages, devices))

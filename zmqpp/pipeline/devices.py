@@ -11,7 +11,15 @@ from pathlib import Path
 
 from zmqpp.errors import ConfigError
 
-__all__ = ["DEVICES", "available_bytes", "listed_gpus", "stage_environment", "visible_devices", "vllm_is_cpu"]
+__all__ = [
+    "DEVICES",
+    "available_bytes",
+    "listed_gpus",
+    "sharing_flags",
+    "stage_environment",
+    "visible_devices",
+    "vllm_is_cpu",
+]
 
 DEVICES = ("auto", "cpu", "cuda")
 _ASK_S = 30.0
@@ -86,6 +94,15 @@ def available_bytes() -> int:
         return min(available, max(0, int(limit) - int(used)))
     except (OSError, ValueError):
         return available  # No control group, or one without a limit ("max").
+
+
+def sharing_flags(stages: int, devices: Sequence[str]) -> tuple[str, ...]:
+    """For processes whose cache has a given size: vLLM refuses to start on a GPU that has less free memory than its
+    usual share, though it would not take it."""
+    if not devices:
+        return ()
+    sharing = -(-stages // len(devices))
+    return ("--gpu-memory-utilization", f"{0.5 / sharing:.3f}")
 
 
 def listed_gpus() -> list[str]:
