@@ -45,7 +45,7 @@ def split(tmp_path: Path) -> Path:
         ("MODEL --ranges 0-4 5-8", "gap: layers 4-5"),
         ("MODEL --num-stages 9", "9 stages cannot share 8 layers"),
         ("MODEL --num-stages 2 --max-tokens 0", "--max-tokens 0"),
-        ("MODEL --num-stages 2 --against /no/model", "--against /no/model: no such folder"),
+        ("MODEL --num-stages 2 --against /no/model", "--against: there is no model directory /no/model"),
         ("MODEL --num-stages 2 --port 80", "--port follows from the plan"),
         ("MODEL --num-stages 2 --test-input=", "--test-input is empty"),
     ],
@@ -81,7 +81,7 @@ def test_stages_of_two_exports_are_not_taken_for_one(split: Path) -> None:
     (split / "stage_1" / "config.json").write_text(config())
     assert_mistake(zmqpp("check", str(split)), "has no _pipeline_info")
     (split / "stage_1" / "config.json").write_text("{")
-    assert_mistake(zmqpp("check", str(split)), "its config.json cannot be read")
+    assert_mistake(zmqpp("check", str(split)), "config.json cannot be read")
 
 
 def test_a_model_with_code_of_its_own_is_not_started_without_permission(tmp_path: Path) -> None:

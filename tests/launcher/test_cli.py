@@ -37,7 +37,7 @@ def outcome(*arguments: str) -> int:
         (["demo", "--stages", "3", "--ranges", "0-4", "4-8"], "--stages 3 but 2 ranges"),
         (["demo", "--ranges", "0-4", "5-8"], "gap: layers 4-5"),
         (["demo", "--ranges", "0-4,4-x"], "not of the form A-B"),
-        (["demo", "--model", "/no/such/model"], "--model /no/such/model: no such folder"),
+        (["demo", "--model", "/no/such/model"], "--model: there is no model directory /no/such/model"),
         (["demo", "--prompt", " "], "--prompt is empty"),
         (["demo", "--max-tokens", "0"], "--max-tokens 0"),
         (["demo", "--base-port", "65535"], "--base-port 65535"),

@@ -26,7 +26,8 @@ def read_config(model: str) -> dict[str, Any] | None:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        looks_local = folder.is_absolute() or model.startswith((".", "~")) or model.endswith("/")
+        if looks_local or model.count("/") > 1 or folder.is_file():
             raise ConfigError(
                 f"there is no model directory {model}: give a Hugging Face model directory or a hub id"
             )

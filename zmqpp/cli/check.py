@@ -100,9 +100,9 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     Raises:
         ConfigError: which option or folder, and what to do.
     """
+    from zmqpp.checkpoint.fit import check_code_allowed, read_config
     from zmqpp.pipeline.check import default_flags, read_subject
     from zmqpp.pipeline.devices import sharing_flags, stage_environment, visible_devices
-    from zmqpp.pipeline.model_config import check_code_allowed, read_config
     from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
     from zmqpp.pipeline.ports import free_base_port, free_port
 

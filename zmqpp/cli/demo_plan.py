@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from zmqpp.checkpoint.fit import check_layers, read_config
 from zmqpp.errors import ConfigError
 from zmqpp.layers import parse_ranges
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.devices import sharing_flags, stage_environment, visible_devices
-from zmqpp.pipeline.model_config import check_layers, read_config
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
 

@@ -7,14 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from zmqpp.checkpoint.fit import check_code_allowed, check_layers, read_config
+from zmqpp.checkpoint.split import Split, open_split
 from zmqpp.cli.passing import check_flags
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import available_bytes, stage_environment, visible_devices
-from zmqpp.pipeline.model_config import check_code_allowed, check_layers, read_config
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
-from zmqpp.pipeline.split import Split, read_split
 
 __all__ = ["serve_plan"]
 
@@ -76,7 +76,7 @@ def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
         return None
     if arguments.ranges:
         raise ConfigError("--ranges: a split model has its ranges already; leave them out, or give MODEL")
-    return read_split(Path(arguments.pipeline_dir).expanduser(), arguments.num_stages)
+    return open_split(Path(arguments.pipeline_dir).expanduser(), arguments.num_stages)
 
 
 def _stages(
@@ -99,7 +99,7 @@ def _check_model(
     split: Split | None, model: str | None, stages: int, ranges: Sequence[LayerRange], flags: Sequence[str]
 ) -> None:
     if split is not None:
-        check_code_allowed(read_config(str(split.models[0])), str(split.folder), flags)
+        check_code_allowed(split.config, str(split.folder), flags)
     elif model is not None:
         config = read_config(model, "MODEL")
         check_layers(config, stages, ranges)

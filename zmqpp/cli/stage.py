@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan:
-    from zmqpp.pipeline.model_config import check_layers, read_config
+    from zmqpp.checkpoint.fit import check_layers, read_config
 
     if bool(arguments.model) == bool(arguments.pipeline_dir):
         raise ConfigError("give either --model MODEL, or --pipeline-dir DIR made by `zmqpp export`")

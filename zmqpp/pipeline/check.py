@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zmqpp.checkpoint.config import layer_count
+from zmqpp.checkpoint.fit import check_layers, read_config
+from zmqpp.checkpoint.split import find_split
 from zmqpp.errors import ConfigError, RemoteError
 from zmqpp.layers import LayerRange
-from zmqpp.pipeline.exported import exported_stages
-from zmqpp.pipeline.model_config import check_layers, layer_count, read_config
 
 __all__ = ["Answer", "Difference", "Subject", "ask", "compare", "default_flags", "read_subject"]
 
@@ -60,13 +61,13 @@ def read_subject(folder: Path, stages: int | None, ranges: Sequence[LayerRange])
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give a split made by `zmqpp export`, or a model")
-    if split := exported_stages(folder):
-        _check_asked(folder, len(split), [stage.layers for stage in split], stages, ranges)
+    if split := find_split(folder):
+        _check_asked(folder, len(split), list(split.ranges), stages, ranges)
         return Subject(
             model=str(folder),
             total=len(split),
-            config=split[0].config,
-            models=tuple(str(stage.path) for stage in split),
+            config=split.config,
+            models=tuple(str(path) for path in split.models),
         )
     if not (folder / "config.json").exists():
         raise ConfigError(
