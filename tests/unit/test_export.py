@@ -1,0 +1,323 @@
+"""`zmqpp export`: what it writes, when it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import config_of, llama_names, qwen, tensors_of, write_model
+from zmqpp.checkpoint.checkpoint import Checkpoint
+from zmqpp.checkpoint.manifest import read_manifest
+from zmqpp.cli import main
+from zmqpp.errors import ConfigError
+from zmqpp.models import docs_llama
+
+
+def export(model: Path, out: Path, *more: str) -> int:
+    try:
+        return main(["export", "--model", str(model), "--output-dir", str(out), *more])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def stages(out: Path) -> list[Path]:
+    return sorted(out.glob("stage_*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Each tensor as it lies in the files, of any dtype."""
+    found = {}
+    for name, entry in Checkpoint.open(str(folder)).tensors.items():
+        whole = entry.path.read_bytes()
+        found[name] = (
+            entry.dtype,
+            entry.shape,
+            whole[entry.offset_bytes : entry.offset_bytes + entry.size_bytes],
+        )
+    return found
+
+
+def test_stages_together_are_the_model_and_tied_embeddings_are_on_both_ends(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "m", layers=7, tied=True, shards=3)
+    assert export(model, tmp_path / "out", "--pipeline-parallel-size", "3") == 0
+    (source,), shares = tensors_of([model]), tensors_of(stages(tmp_path / "out"))
+    assert len(shares) == 3 and set().union(*shares) == set(source)
+    for share in shares:
+        for name, tensor in share.items():
+            assert tensor.dtype == source[name].dtype and np.array_equal(tensor, source[name])
+    held = ["model.embed_tokens.weight" in share for share in shares]
+    assert held == [True, False, True]
+    assert sum(map(len, shares)) == len(source) + 1
+
+
+def test_bfloat16_is_copied_bit_for_bit(tmp_path: Path) -> None:
+    assert export(docs_llama(), tmp_path, "--ranges", "0-3,3-8") == 0
+    source = bytes_of(docs_llama())
+    shares = [bytes_of(folder) for folder in stages(tmp_path)]
+    assert {**shares[0], **shares[1]} == source
+    assert [len(share) for share in shares] == [28, 47]
+
+
+def test_types_that_numpy_lacks_and_tensors_of_no_size_are_copied(tmp_path: Path) -> None:
+    kinds = {"F8_E4M3": (5, 5), "F4": (7, 4), "NEW_7": (3, 9), "F32": (2, 8), "BF16": (0, 0)}
+    header, body = {}, b""
+    for layer in range(2):
+        for kind, (elements, size_bytes) in kinds.items():
+            offsets = [len(body), len(body) + size_bytes]
+            header[f"model.layers.{layer}.{kind}"] = {
+                "dtype": kind,
+                "shape": [elements],
+                "data_offsets": offsets,
+            }
+            body += bytes(range(layer, layer + size_bytes))
+    text = json.dumps(header).encode()
+    model = write_model(tmp_path / "m", config_of(2), llama_names(2))
+    next(model.glob("*.safetensors")).write_bytes(struct.pack("<Q", len(text)) + text + body)
+    assert export(model, tmp_path / "out", "--num-stages", "2") == 0
+    first, second = (bytes_of(folder) for folder in stages(tmp_path / "out"))
+    assert {**first, **second} == bytes_of(model)
+    for folder in stages(tmp_path / "out"):
+        for entry in Checkpoint.open(str(folder)).tensors.values():
+            if entry.dtype == "F32":
+                assert entry.offset_bytes % 4 == 0, "the safetensors package views tensors in place"
+
+
+def test_every_stage_is_a_model_folder_with_its_place_in_the_config(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "Tiny-Qwen", layers=6)
+    assert export(model, tmp_path / "out", "--ranges", "0-2", "2-6", "--max-shard-size", "1KB") == 0
+    original = json.loads((model / "config.json").read_text())
+    for stage, folder in enumerate(stages(tmp_path / "out")):
+        config = json.loads((folder / "config.json").read_text())
+        place = config.pop("_pipeline_info")
+        assert config == original
+        wanted = {"stage_idx": stage, "total_stages": 2, "total_layers": 6, "source": "Tiny-Qwen"}
+        assert place.items() >= {**wanted, "start_layer": [0, 2][stage], "end_layer": [2, 6][stage]}.items()
+        assert str(tmp_path) not in (folder / "config.json").read_text()
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+        assert sorted(set(index["weight_map"].values())) == files and len(files) > 1
+        assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+        assert index["metadata"]["total_size"] == Checkpoint.open(str(folder)).size_bytes
+        first = (folder / files[0]).read_bytes()
+        assert json.loads(first[8 : 8 + struct.unpack("<Q", first[:8])[0]])["__metadata__"] == {
+            "format": "pt"
+        }
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.source, manifest.folders) == ("Tiny-Qwen", ["stage_0", "stage_1"])
+    assert [str(layers) for layers in manifest.ranges] == ["0-2", "2-6"]
+    assert set(manifest.stages[1].tensors) == set(files)
+
+
+def test_texts_of_the_tokenizer_are_on_stage_0_and_code_on_all(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "m", auto_map={"AutoConfig": "configuration.Config"})
+    (model / "configuration.py").write_text("class Config: ...")
+    (model / "pytorch_model.bin").write_bytes(b"no")
+    (model / "quantize_config.json").write_text("{}")
+    assert export(model, tmp_path / "out", "--num-stages", "2") == 0
+    first, second = (set(contents(folder)) for folder in stages(tmp_path / "out"))
+    texts = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
+    assert first - second == texts | (first - second) & {"model-00001-of-00001.safetensors"}
+    assert {"configuration.py", "quantize_config.json", "config.json"} <= first & second
+    assert "pytorch_model.bin" not in first
+
+
+def test_a_model_that_sees_has_its_processor_on_every_stage(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "m", vision_config={"depth": 2})
+    (model / "preprocessor_config.json").write_text("{}")
+    assert export(model, tmp_path / "out", "--num-stages", "2") == 0
+    for folder in stages(tmp_path / "out"):
+        assert {"tokenizer.json", "preprocessor_config.json"} <= set(contents(folder))
+
+
+def test_a_model_of_links_as_the_hub_keeps_them_becomes_real_files(tmp_path: Path) -> None:
+    model, linked = qwen(tmp_path / "blobs"), tmp_path / "snapshot"
+    linked.mkdir()
+    for path in model.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert export(linked, tmp_path / "out", "--num-stages", "2") == 0
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
+
+
+def test_the_same_command_again_verifies_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    assert export(model, out, "--num-stages", "2") == 0
+    said = capsys.readouterr().out
+    assert "written and verified" in said and f"next: zmqpp serve --pipeline-dir {out}" in said
+    before = {path: path.stat().st_ino for path in out.rglob("*")}
+    assert export(model, out, "--num-stages", "2") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [f"stage {i}: already there, verified" for i in (0, 1)]
+    after = {path: path.stat().st_ino for path in out.rglob("*")}
+    assert {p: i for p, i in after.items() if p.name != "pipeline.json"} == {
+        p: i for p, i in before.items() if p.name != "pipeline.json"
+    }
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a tensor": lambda stage: flip_last_byte(next(stage.glob("*.safetensors"))),
+    "a short file": lambda stage: (f := next(stage.glob("*.safetensors"))).write_bytes(f.read_bytes()[:-4]),
+    "no config": lambda stage: (stage / "config.json").unlink(),
+    "another config": lambda stage: (stage / "config.json").write_text("{}"),
+    "no checksums": lambda stage: (stage / "zmqpp_checksums.json").unlink(),
+    "a link": lambda stage: (
+        (stage / "tokenizer.json").unlink(),
+        (stage / "tokenizer.json").symlink_to(stage / "tokenizer_config.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_stage_is_found_and_written_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    assert export(model, out, "--num-stages", "2") == 0
+    whole = contents(out)
+    DAMAGES[damage](out / "stage_0")
+    capsys.readouterr()
+    assert export(model, out, "--num-stages", "2") == 0
+    said = capsys.readouterr().out
+    assert "stage 0: already there, but damaged (" in said and "stage 1: already there, verified" in said
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--ranges", "0-2,2-6"], r"already holds an export of m with ranges 0-3 3-6, not 0-2 2-6"),
+        (["--num-stages", "3"], "with ranges 0-3 3-6, not 0-2 2-4 4-6"),
+        (["--num-stages", "2", "--max-shard-size", "1MB"], "in files of 5.0 GB, not 1.0 MB"),
+    ],
+)
+def test_another_split_into_the_same_folder_needs_overwrite(
+    change: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    assert export(model, out, "--num-stages", "2") == 0
+    whole = contents(out)
+    assert export(model, out, *change) == 2
+    said = capsys.readouterr().err
+    assert words in said and "--overwrite" in said and said.count("\n") == 1
+    assert contents(out) == whole
+    assert export(model, out, *change, "--overwrite") == 0
+    assert set().union(*tensors_of(stages(out))) == set(llama_names(6, True))
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_another_model_of_the_same_name_and_shapes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, shapes = tmp_path / "out", llama_names(4)
+    one = write_model(tmp_path / "a" / "m", config_of(4), shapes, seed=1)
+    other = write_model(tmp_path / "b" / "m", config_of(4), shapes, seed=2)
+    assert export(one, out, "--num-stages", "2") == 0
+    assert export(other, out, "--num-stages", "2") == 2
+    assert "already holds an export of another m, not of m" in capsys.readouterr().err
+
+
+def test_fewer_stages_over_more_leave_none_of_the_old_ones(tmp_path: Path) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    assert (
+        export(model, out, "--num-stages", "3") == export(model, out, "--num-stages", "2", "--overwrite") == 0
+    )
+    assert [folder.name for folder in stages(out)] == ["stage_0", "stage_1"]
+
+
+def test_folders_of_others_are_never_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    (out / "stage_7").mkdir(parents=True)
+    (out / "stage_7" / "thesis.txt").write_text("three years of work")
+    assert export(model, out, "--num-stages", "2") == 2
+    assert "stage_7, which is of no export known here" in capsys.readouterr().err
+    assert export(model, out, "--num-stages", "2", "--overwrite") == 2
+    assert "stage_7 is no exported stage" in capsys.readouterr().err
+    assert contents(out) == {"stage_7/thesis.txt": b"three years of work"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--num-stages", "7"], "7 stages cannot share 6 layers"),
+        (["--num-stages", "1"], "a pipeline needs at least 2"),
+        (["--num-stages", "0"], "--pipeline-parallel-size 0: must be at least 1"),
+        ([], "give --pipeline-parallel-size N for an even split, or --ranges"),
+        (["--ranges", "0-3", "4-6"], "gap: layers 3-4 are on no stage"),
+        (
+            ["--ranges", "0-3", "2-5"],
+            "overlap: stage 0 (0-3) and stage 1 (2-5) both hold layers 2-3 (and 1 more",
+        ),
+        (["--ranges", "0-3", "3-x"], "not of the form A-B"),
+        (["--num-stages", "3", "--ranges", "0-3", "3-6"], "--pipeline-parallel-size 3 but 2 ranges"),
+        (["--num-stages", "2", "--max-shard-size", "big"], "size 'big' is not of the form 5GB"),
+        (["--num-stages", "2", "--max-shard-size", "0"], "must be above 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_folder(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(qwen(tmp_path / "m"), tmp_path / "out", *arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [".", "inside", ".."])
+def test_the_models_own_folder_is_no_place_to_write(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = qwen(tmp_path / "above" / "m")
+    before = contents(tmp_path)
+    assert export(model, model / place, "--num-stages", "2") == 2
+    assert "lie in one another" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_stage_is_not_split_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(qwen(tmp_path / "m"), tmp_path / "out", "--num-stages", "2") == 0
+    assert export(tmp_path / "out" / "stage_0", tmp_path / "again", "--num-stages", "2") == 2
+    assert "is stage 0 of an export: give the full model" in capsys.readouterr().err
+
+
+def test_json_is_alone_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(qwen(tmp_path / "m"), tmp_path / "out", "--num-stages", "2", "--json") == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert [stage["folder"] for stage in told["stages"]] == [
+        str(folder) for folder in stages(tmp_path / "out")
+    ]
+    assert told["total_layers"] == 6 and "stage 1: layers 3-6" in said.err
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 1}', b"\xff"])
+def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pipeline.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"pipeline.json cannot be read: .*--overwrite"):
+        read_manifest(tmp_path)
+    (tmp_path / "pipeline.json").unlink()
+    with pytest.raises(ConfigError, match=r"has no pipeline.json: it is no finished export"):
+        read_manifest(tmp_path)
+
+
+def test_an_unreadable_manifest_is_replaced_by_overwrite(tmp_path: Path) -> None:
+    model, out = qwen(tmp_path / "m"), tmp_path / "out"
+    assert export(model, out, "--num-stages", "2") == 0
+    (out / "pipeline.json").write_text("{")
+    assert export(model, out, "--num-stages", "2") == 2
+    assert export(model, out, "--num-stages", "2", "--overwrite") == 0
+    assert read_manifest(out).total_layers == 6
