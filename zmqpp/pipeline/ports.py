@@ -7,7 +7,7 @@ import socket
 
 from zmqpp.errors import ConfigError
 
-__all__ = ["check_port_free", "free_base_port", "free_port"]
+__all__ = ["check_port_free", "free_base_port", "free_port", "is_free"]
 
 # Below 32768, where Linux starts handing out ports to outgoing connections (net.ipv4.ip_local_port_range).
 _FIRST, _LAST = 15550, 32000
@@ -18,7 +18,7 @@ def free_base_port(stages: int, host: str = "127.0.0.1") -> int:
     for _ in range(200):
         # Random, so that two pipelines started together do not choose the same ports.
         base = random.randrange(_FIRST, _LAST - stages)
-        if all(_is_free(host, base + offset) for offset in range(stages + 1)):
+        if all(is_free(host, base + offset) for offset in range(stages + 1)):
             return base
     raise ConfigError(f"no {stages + 1} consecutive free ports found between {_FIRST} and {_LAST} on {host}")
 
@@ -32,12 +32,14 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def check_port_free(host: str, port: int, flag: str) -> None:
     """Raise ConfigError naming `flag` when something listens on the port already."""
-    if not _is_free(host, port):
+    if not is_free(host, port):
         raise ConfigError(f"{flag}: port {port} on {host} is in use; choose another, or leave {flag} out")
 
 
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
+def is_free(host: str, port: int) -> bool:
+    """Whether `port` can be bound at `host` now, a name or address of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         # As servers do, so that a connection still in TIME_WAIT does not count as in use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
