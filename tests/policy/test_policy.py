@@ -156,3 +156,58 @@ def test_nothing_that_runs_code_is_imported() -> None:
                 [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             )
             assert not {"pickle", "cloudpickle", "marshal", "shelve"} & set(names), path.name
+
+
+# package -> packages of zmqpp it may import, beside the words that all share. Source: ARCHITECTURE.md.
+TOOLS = {
+    "checkpoint": set(),
+    "watch": set(),
+    "pipeline": {"checkpoint", "watch"},
+    "gateway": {"watch"},
+    "doctor": {"checkpoint", "pipeline"},
+    "cli": {"checkpoint", "watch", "pipeline", "gateway", "doctor", "models"},
+}
+SHARED = {"errors", "config", "endpoint", "layers", "units", "version", "_port_owner"}
+# doctor asks whether the extension loads, and which versions of vLLM the plugin works with.
+EXTRA = {"software.py": {"_opening", "_engine", "vllm"}}
+
+
+@pytest.mark.parametrize("package", TOOLS)
+def test_tools_import_neither_torch_nor_vllm_and_one_another_one_way(package: str) -> None:
+    for path in (ROOT / "zmqpp" / package).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                top, _, rest = module.partition(".")
+                assert top not in ("torch", "vllm", "transformers"), f"{path.name}: {module}"
+                inner = rest.partition(".")[0]
+                if top == "zmqpp" and inner:
+                    assert inner in TOOLS[package] | SHARED | {package} | EXTRA.get(path.name, set()), (
+                        f"{path.name}: {module}"
+                    )
+
+
+@pytest.mark.parametrize("package", [*TOOLS, "vllm"])
+def test_tools_files_stay_readable(package: str) -> None:
+    for path in (ROOT / "zmqpp" / package).glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path.name
+
+
+def test_every_command_shows_an_example_and_has_a_file_of_its_own() -> None:
+    from zmqpp.cli import _COMMANDS
+
+    for command in _COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        shown = subprocess.run(
+            [sys.executable, "-m", "zmqpp", name, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert f"zmqpp {name}" in shown.stdout.partition("example")[2], (
+            f"zmqpp {name} --help shows no example"
+        )

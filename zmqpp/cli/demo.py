@@ -25,12 +25,21 @@ __all__ = ["add_to", "run"]
 # The embedded model goes on from here almost word for word as the documentation does.
 DEFAULT_PROMPT = 'The "try" statement specifies'
 
+_EXAMPLE = """\
+examples:
+  zmqpp demo
+  zmqpp demo --stages 4 --prompt "To open a file, call"
+  zmqpp demo --ranges 0-3 3-8
+"""
+
 
 def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="start a pipeline on this machine and complete a prompt",
         description="Start a pipeline on this machine, complete one prompt, show what each stage did, stop.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--stages", type=int, metavar="N", help="number of stages (default: 2, or one per range)")

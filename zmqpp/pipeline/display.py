@@ -83,7 +83,8 @@ class StageDisplay:
         return table
 
     def _phase(self, state: StageState) -> Text | Table:
-        text = Text(phase(state), style=_COLOURS.get(state.phase, "yellow"))
+        words = f"{phase(state)} {state.progress}".strip()
+        text = Text(words, style=_COLOURS.get(state.phase, "yellow"))
         if state.settled_s is not None:
             return text
         spinning = Table.grid(padding=(0, 1, 0, 0))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmqpp.units import size
+
 __all__ = ["PHASES", "StageState"]
 
 
@@ -17,6 +19,8 @@ _COPIED = frozenset(
         "end_layer",
         "total_layers",
         "parameters",
+        "read_bytes",
+        "wanted_bytes",
         "sent_bytes",
         "received_bytes",
         "steps",
@@ -37,6 +41,9 @@ class StageState:
     total_layers: int | None = None
     parameters: int | None = None
     size_bytes: int | None = None
+    read_bytes: int = 0
+    wanted_bytes: int = 0
+    """Of its weights, while it loads."""
     reason: str = ""
     sent_bytes: int | None = None
     received_bytes: int | None = None
@@ -74,6 +81,13 @@ class StageState:
     def elapsed_s(self) -> float:
         """Seconds from start to ready or failed, or until now."""
         return max(0.0, (self.settled_s or time.time()) - self.started_s)
+
+    @property
+    def progress(self) -> str:
+        """`45% of 2.1 GB` while weights are read, else nothing."""
+        if self.phase != "loading" or not self.wanted_bytes:
+            return ""
+        return f"{100 * self.read_bytes // self.wanted_bytes}% of {size(self.wanted_bytes)}"
 
     @property
     def layers(self) -> str:

@@ -141,7 +141,9 @@ def _stage(state: StageState, pid: int, log: str) -> StageStatus:
         stage=state.index,
         state=state.phase,
         since=state.since_s,
-        reason=state.reason or (f"waiting for {state.waiting_for}" if state.waiting_for else ""),
+        reason=state.reason
+        or state.progress
+        or (f"waiting for {state.waiting_for}" if state.waiting_for else ""),
         pid=pid,
         layers=layers,
         parameters=state.parameters or 0,

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from zmqpp.checkpoint.header import read_header
 from zmqpp.checkpoint.names import EXPERT, LAYER, decoder_list, layer_lists
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
+from zmqpp.pipeline.events import emit
 
 __all__ = [
     "LoadReport",
@@ -29,6 +31,9 @@ __all__ = [
     "tensor_names",
     "uneven_experts",
 ]
+
+_TELL_S = 0.5
+"""Between two words to the launcher on how far the loading is."""
 
 
 @dataclass
@@ -43,6 +48,7 @@ class LoadReport:
     tensors_read: int = 0
     tensors_skipped: int = 0
     bytes_read: int = 0
+    bytes_wanted: int = 0
     seconds: float = 0.0
     names_read: set[str] = field(default_factory=set)
 
@@ -75,18 +81,7 @@ class LoadReport:
 
 def tensor_names(files: list[str]) -> set[str]:
     """Names in the headers of safetensors files; no tensor is read."""
-    names: set[str] = set()
-    for path in files:
-        names.update(_header_names(path))
-    return names
-
-
-def _header_names(path: str) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read as safetensors: {error}") from None
+    return {entry.name for path in files for entry in read_header(Path(path))}
 
 
 def check_directory(folder: str, layers: LayerRange, total_layers: int, stage: int) -> None:
@@ -121,6 +116,7 @@ class StageWeights:
     def __init__(self, report: LoadReport) -> None:
         self.report = report
         self._missing: tuple[str, ...] = ()
+        self._told_s = time.monotonic()
 
     def begin(self, model: torch.nn.Module, missing_prefixes: list[str]) -> None:
         """Called before the first tensor is read; `missing_prefixes` are modules on other stages, `lm_head.`."""
@@ -129,18 +125,23 @@ class StageWeights:
 
     def read(self, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of this stage from safetensors files; a file that holds none of them is not opened again."""
-        headers = {path: _header_names(path) for path in sorted(files)}
-        decoder = decoder_list(set().union(*headers.values()), self.report.total_layers)
-        for path, names in headers.items():
-            wanted = [name for name in names if self._wants(name, decoder)]
-            self.report.tensors_skipped += len(names) - len(wanted)
-            if not wanted:
+        headers = {path: read_header(Path(path)) for path in sorted(files)}
+        names = {entry.name for entries in headers.values() for entry in entries}
+        decoder = decoder_list(names, self.report.total_layers)
+        wanted = {
+            path: [entry for entry in entries if self._wants(entry.name, decoder)]
+            for path, entries in headers.items()
+        }
+        self.report.bytes_wanted = sum(entry.size_bytes for entries in wanted.values() for entry in entries)
+        for path, entries in wanted.items():
+            self.report.tensors_skipped += len(headers[path]) - len(entries)
+            if not entries:
                 continue
             with safe_open(path, framework="pt") as file:
-                for name in wanted:
-                    tensor = file.get_tensor(name)
-                    self._count(name, tensor)
-                    yield name, tensor
+                for entry in entries:
+                    tensor = file.get_tensor(entry.name)
+                    self._count(entry.name, tensor)
+                    yield entry.name, tensor
 
     def _wants(self, name: str, decoder: str | None) -> bool:
         match = LAYER.match(name)
@@ -152,6 +153,14 @@ class StageWeights:
         self.report.names_read.add(name)
         self.report.tensors_read += 1
         self.report.bytes_read += tensor.numel() * tensor.element_size()
+        if time.monotonic() - self._told_s >= _TELL_S:
+            self._told_s = time.monotonic()
+            emit(
+                self.report.stage,
+                "loading",
+                read_bytes=self.report.bytes_read,
+                wanted_bytes=self.report.bytes_wanted,
+            )
 
     def finish(self, model: torch.nn.Module, loaded: set[str] | None, quantized: bool) -> None:
         """Called after the last tensor was loaded: count what the stage holds, and refuse gaps.
