@@ -34,7 +34,7 @@ def config_of(layers: int, tied: bool = False, **more: Any) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 2,
-        "dtype": "float32",
+        "dtype": "bfloat16",
         "tie_word_embeddings": tied,
         **more,
     }

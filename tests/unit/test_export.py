@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,6 +294,20 @@ def test_a_stage_is_not_split_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert export(qwen(tmp_path / "m"), tmp_path / "out", "--num-stages", "2") == 0
     assert export(tmp_path / "out" / "stage_0", tmp_path / "again", "--num-stages", "2") == 2
     assert "is stage 0 of an export: give the full model" in capsys.readouterr().err
+    assert export(tmp_path / "out", tmp_path / "again", "--num-stages", "2") == 2
+    assert "out is a finished export: give the full model, or one of" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_vllm_is_loaded_for_it(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "m")
+    code = f"""
+import sys
+from zmqpp.cli import main
+assert main(["export", "--model", {str(model)!r}, "--output-dir", {str(tmp_path / "out")!r}, "--num-stages", "2"]) == 0
+assert main(["validate", "--model", {str(model)!r}, "--num-stages", "2"]) == 0
+assert not {{"torch", "vllm", "numpy", "rich", "huggingface_hub"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
 def test_json_is_alone_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from zmqpp.checkpoint.files import read_tensors
 from zmqpp.checkpoint.fingerprint import fingerprint
 from zmqpp.checkpoint.header import TensorEntry
 from zmqpp.checkpoint.hub import fetch
+from zmqpp.checkpoint.manifest import PIPELINE_FILE
 from zmqpp.checkpoint.names import Role, all_layer_lists, layer_lists, layer_of, longest_list, role_of
 from zmqpp.errors import ConfigError
 
@@ -47,6 +48,10 @@ class Checkpoint:
         Raises:
             ConfigError: what is missing or broken, and what to do.
         """
+        if (Path(model).expanduser() / PIPELINE_FILE).exists():
+            raise ConfigError(
+                f"{model} is a finished export: give the full model, or one of its stage_* folders"
+            )
         config = read_config(model)
         folder = Path(model).expanduser() if config is not None else fetch(model)
         config = config if config is not None else read_config(str(folder)) or {}

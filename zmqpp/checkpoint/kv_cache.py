@@ -55,14 +55,18 @@ def kv_cache(config: Mapping[str, Any], cache_dtype: str = "auto") -> KvCache | 
     values = _values_per_token(text)
     if values is None:
         return None
+    value_bytes = _value_bytes(text, cache_dtype)
+    is_downcast = (
+        cache_dtype == "auto" and value_bytes == 4
+    )  # vLLM runs float32 models in 2 bytes if not told otherwise.
     kinds = text.get("layer_types")
     kinds = tuple(map(str, kinds)) if isinstance(kinds, list) else ()
     window = text.get("sliding_window")
     return KvCache(
-        values * _value_bytes(text, cache_dtype),
+        values * value_bytes,
         kinds,
         window if type(window) is int and text.get("use_sliding_window", True) else 0,
-        is_exact=_is_exact(text, kinds),
+        is_exact=_is_exact(text, kinds) and not is_downcast,
     )
 
 

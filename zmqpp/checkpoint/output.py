@@ -83,8 +83,11 @@ def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
     if before is not None and before.is_of_the_same(wanted):
         return
     stages = [path for path in out.iterdir() if _STAGE.fullmatch(path.name)]
-    if not overwrite and (before or stages):
-        what = before.difference(wanted) if before else f"{stages[0].name}, which is of no export known here"
+    hidden = [path for path in out.iterdir() if _HIDDEN.fullmatch(path.name)]
+    # An export that came to nothing, for lack of space say, is no obstacle.
+    if not overwrite and (stages or hidden):
+        unknown = f"{[*stages, *hidden][0].name}, which is of no export known here"
+        what = before.difference(wanted) if before else unknown
         raise ConfigError(
             f"{out} already holds {what}: give another --output-dir, or --overwrite to replace it"
         )
@@ -93,7 +96,7 @@ def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
         raise ConfigError(f"{foreign[0]} is no exported stage, so it is not overwritten: remove it yourself")
     (out / PIPELINE_FILE).unlink(missing_ok=True)  # First: from here on nothing looks whole.
     sync_folder(out)
-    for path in [*stages, *(path for path in out.iterdir() if _HIDDEN.fullmatch(path.name))]:
+    for path in [*stages, *hidden]:
         discard(path)
     write_file(out / BEGUN_FILE, wanted.encode())
 

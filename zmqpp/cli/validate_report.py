@@ -14,6 +14,9 @@ from zmqpp.layers import LayerRange
 from zmqpp.units import count, size
 
 _RULE = "-" * 60
+_UPPER_BOUND = (
+    "  (KV cache: an upper bound; windows, hybrid layers or the type vLLM runs in may make it smaller)"
+)
 
 _AMOUNTS: dict[str, Callable[[StageEstimate], int]] = {
     "memory": lambda stage: stage.memory_bytes,
@@ -135,9 +138,7 @@ def _estimates(verdict: Verdict) -> list[str]:
     lines = [
         "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
     ]
-    bound = (
-        [] if verdict.kv_is_exact else ["  (KV cache: an upper bound, as not every layer keeps all tokens)"]
-    )
+    bound = [] if verdict.kv_is_exact else [_UPPER_BOUND]
     return ["Estimate:", _RULE, *lines, _RULE, *bound]
 
 
