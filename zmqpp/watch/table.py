@@ -1,0 +1,120 @@
+"""A pipeline's status as text for a terminal."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from zmqpp.pipeline.display import count, size
+from zmqpp.watch.status import Event, PipelineStatus, StageStatus
+
+__all__ = ["drawn"]
+
+_COLOURS = {"ready": "bold green", "lost": "bold red", "failed": "bold red", "stopped": "dim"}
+_KINDS = {"ready": "green", "recovered": "green", "lost": "red", "failed": "red", "stopped": "dim"}
+_EVENTS = 6
+_COLUMNS = (
+    ("stage", "right"),
+    ("host", "left"),
+    ("layers", "left"),
+    ("lane", "left"),
+    ("tokens/s", "right"),
+    ("bytes/s", "right"),
+    ("queue", "right"),
+    ("step", "right"),
+    ("hop", "right"),
+    ("state", "left"),
+)
+
+
+def drawn(status: PipelineStatus, trouble: str = "") -> RenderableType:
+    """Headline, one row a stage, the last events.
+
+    Args:
+        trouble: why this status is an old one; empty when it is fresh.
+    """
+    parts: list[RenderableType] = [_headline(status)]
+    if status.reason and status.state != "ready":
+        parts.append(Text(status.reason, style="red"))
+    parts += [Text(), _stages(status)]
+    if status.events:
+        parts += [Text(), _events(status.events[-_EVENTS:])]
+    if trouble:
+        parts += [Text(), Text(trouble, style="bold red")]
+    return Group(*parts)
+
+
+def _headline(status: PipelineStatus) -> Text:
+    line = Text(status.model or "pipeline", style="bold")
+    line.append("  ")
+    line.append(status.state, style=_COLOURS.get(status.state, "yellow"))
+    if status.since and status.at:
+        line.append(f" for {span(status.at - status.since)}", style="dim")
+    line.append(f"  {status.tokens_per_s:.1f} tokens/s", style="not bold")
+    line.append(f"  bubble {100 * status.bubble:.1f}%", style="not bold")
+    line.append(f"  {status.in_flight} in flight", style="not bold")
+    line.append(f"  {count(status.tokens)} tokens", style="not bold")
+    return line
+
+
+def _stages(status: PipelineStatus) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, side in _COLUMNS:
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
+    for stage in status.stages:
+        table.add_row(*map(Text, _figures(stage)), _state(stage, status.at))
+    return table
+
+
+def _figures(stage: StageStatus) -> list[str]:
+    recent, layers = stage.recent, stage.layers
+    moving = stage.state == "ready"
+    return [
+        str(stage.stage),
+        stage.host or "-",
+        f"{layers.start}-{layers.end}" if layers else "-",
+        stage.link.lane or "-",
+        f"{recent.tokens_per_s:.1f}" if moving else "-",
+        f"{size(round(recent.bytes_sent_per_s))}/s" if moving else "-",
+        str(stage.queue),
+        _millis(recent.step_s if moving else 0.0),
+        _millis(recent.hop_s if moving else 0.0),
+    ]
+
+
+def _state(stage: StageStatus, now: float) -> Text:
+    text = Text(stage.state, style=_COLOURS.get(stage.state, "yellow"))
+    if stage.state != "ready" and stage.since and now:
+        text.append(f" for {span(now - stage.since)}", style="not bold")
+    if stage.state != "ready" and stage.reason:
+        text.append(f": {stage.reason}", style="not bold")
+    return text
+
+
+def _events(events: list[Event]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for event in events:
+        at = time.strftime("%H:%M:%S", time.localtime(event.at))
+        table.add_row(at, Text(event.kind, style=_KINDS.get(event.kind, "yellow")), Text(event.text))
+    return table
+
+
+def _millis(seconds: float) -> str:
+    if not seconds:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
+
+
+def span(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
