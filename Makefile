@@ -22,9 +22,11 @@ check: build  ## lint, format and types
 	$(BIN)/mypy zmqpp
 
 test: build  ## the whole test suite
+	@$(PYTHON) packaging/install.py --browser
 	$(BIN)/python -m pytest
 
 test-unit: build  ## the tests that need no vLLM
+	@$(PYTHON) packaging/install.py --browser
 	$(BIN)/python -m pytest -m "not vllm"
 
 ctest: build  ## the C++ tests and the fuzz corpus, as `make test` runs them

@@ -1,6 +1,9 @@
 """Build and install zmqpp, and a vLLM that fits this machine, into .venv. Standard library only.
 
-    python3 packaging/install.py [--bench] [VENV]   VENV defaults to .venv; --bench adds what benchmarks need
+    python3 packaging/install.py [--bench] [--browser] [VENV]
+
+VENV defaults to .venv. --bench adds what benchmarks need; --browser brings Chromium for the tests of the page, where
+root and apt-get can.
 
 Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
 run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes
@@ -55,7 +58,7 @@ class Step:
 
 
 def main() -> None:
-    given = [argument for argument in sys.argv[1:] if argument != "--bench"]
+    given = [argument for argument in sys.argv[1:] if argument not in ("--bench", "--browser")]
     venv = Path(given[0] if given else ROOT / ".venv").absolute()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _on_signal)
@@ -63,6 +66,8 @@ def main() -> None:
         check_python()
         with only_one():
             install(venv, bench="--bench" in sys.argv[1:])
+            if "--browser" in sys.argv[1:]:
+                bring_browser()
     except InstallError as error:
         sys.exit(f"install: {error}")
     except Stopped as stopped:
@@ -122,6 +127,22 @@ def bench_step(venv: Path) -> Step:
 
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
     return Step("what the benchmarks need", "bench", digest(*wanted), lambda: pip(venv, *wanted))
+
+
+def bring_browser() -> None:
+    """Chromium, if this machine lets us; one line if it does not."""
+    sys.path.insert(0, str(ROOT / "packaging"))
+    import page_browser
+
+    if page_browser.is_there():
+        return
+    if reason := page_browser.obstacle():
+        print(page_browser.advice(reason), flush=True)
+        return
+    try:
+        perform(Step("Chromium for the tests of the page", "browser", "", lambda: page_browser.install(run)))
+    except InstallError as error:
+        print(page_browser.advice(str(error).splitlines()[-1]), flush=True)
 
 
 def make_venv(venv: Path, stale: bool) -> None:
