@@ -57,7 +57,7 @@ class _Metrics(Collector):
         status = self._status
         gauges = (
             ("up", "1 when the whole pipeline takes requests, 0 otherwise.", status.state == "ready"),
-            ("state_since_seconds", "Unix time since when the pipeline is in its state.", status.since),
+            ("state_timestamp_seconds", "Unix time since when the pipeline is in its state.", status.since),
             ("stages", "Stages the pipeline has when it is complete.", status.total_stages),
             ("in_flight_steps", "Steps on the ring now.", status.in_flight),
             ("tokens_per_second", "Tokens generated per second, over the last window.", status.tokens_per_s),
@@ -66,7 +66,7 @@ class _Metrics(Collector):
                 "Share of stage time not spent computing while steps were in flight, over the last window.",
                 status.bubble,
             ),
-            ("bubble_total_ratio", "The same since the pipeline became ready.", status.bubble_total),
+            ("bubble_since_ready_ratio", "The same since the pipeline became ready.", status.bubble_total),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"zmqpp_pipeline_{name}", text, float(value))

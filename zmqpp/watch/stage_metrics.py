@@ -30,11 +30,15 @@ STAGE_GAUGES = (
         "zmqpp_stage_up", "1 when the stage is ready for steps, 0 otherwise.", lambda s: s.state == "ready"
     ),
     PerStage(
-        "zmqpp_stage_state_since_seconds",
+        "zmqpp_stage_state_timestamp_seconds",
         "Unix time since when the stage is in its state.",
         lambda s: s.since,
     ),
-    PerStage("zmqpp_stage_seen_seconds", "Unix time at which the stage reported last.", lambda s: s.seen_at),
+    PerStage(
+        "zmqpp_stage_last_report_timestamp_seconds",
+        "Unix time of the last report of the stage.",
+        lambda s: s.seen_at,
+    ),
     PerStage(
         "zmqpp_stage_queue_steps",
         "Steps that were sent to the ring and not finished by the stage.",
