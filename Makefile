@@ -49,7 +49,7 @@ demo: build  ## a real pipeline answering a prompt; STAGES=4, PROMPT="..."
 
 bench: build  ## zmqpp beside its peers; BENCH="checksum", BENCH="link --quick"
 	@$(PYTHON) packaging/install.py --bench
-	@exec $(BIN)/python -m benchmarks $(BENCH)
+	@exec $(BIN)/python -m zmqpp.bench $(BENCH)
 
 format: build  ## rewrite the sources in the common format
 	$(BIN)/ruff check --fix .

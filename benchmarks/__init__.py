@@ -1,1 +1,1 @@
-"""How fast is zmqpp, beside what else there is? One question a file; `python -m benchmarks` lists them."""
+"""What pytest-benchmark measures from commit to commit. What users run is zmqpp.bench."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.near import Near
-from benchmarks.payload import Size, check_same
-from benchmarks.peers import PEERS
-from benchmarks.targets import LARGE, MEDIUM, SMALL
-from benchmarks.transport import Transport, Unavailable
-from benchmarks.turn import warm_trips
+from zmqpp.bench.near import Near
+from zmqpp.bench.payload import Size, check_same
+from zmqpp.bench.peers import PEERS
+from zmqpp.bench.targets import LARGE, MEDIUM, SMALL
+from zmqpp.bench.transport import Transport, Unavailable
+from zmqpp.bench.turn import warm_trips
 
 pytest.importorskip("pytest_benchmark", reason="the bench extra is not installed")
 

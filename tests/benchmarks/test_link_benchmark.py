@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.channel import Channel
-from benchmarks.medians import Turn, median_ratio, percentile, rows_of
-from benchmarks.payload import Mismatch, Payload, Size, Tensors, check_same
-from benchmarks.targets import SMALL, TARGETS, Verdict, judge
-from benchmarks.transport import Blocking
-from benchmarks.turn import CHECKS, far_stream, near_stream, near_trips, warm_trips
+from zmqpp.bench.channel import Channel
+from zmqpp.bench.medians import Turn, median_ratio, percentile, rows_of
+from zmqpp.bench.payload import Mismatch, Payload, Size, Tensors, check_same
+from zmqpp.bench.targets import SMALL, TARGETS, Verdict, judge
+from zmqpp.bench.transport import Blocking
+from zmqpp.bench.turn import CHECKS, far_stream, near_stream, near_trips, warm_trips
 
 ROOT = Path(__file__).resolve().parents[2]
 LITTLE = Size(2, 64)
@@ -51,7 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run_benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "TMPDIR": str(folder / "tmp")}
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", "zmqpp.bench", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -103,7 +103,7 @@ def test_report_judges_every_target(report: dict[str, Any]) -> None:
 
 def test_picture_is_drawn_from_a_report(report: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
-    from benchmarks.plot import draw
+    from zmqpp.bench.plot import draw
 
     draw(report, tmp_path / "link.png")
     assert (tmp_path / "link.png").read_bytes().startswith(b"\x89PNG")

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from benchmarks.channel import Channel, PeerFailed
-from benchmarks.far import DO, DONE, OPEN_S, serve, swap
-from benchmarks.payload import Payload, Size
-from benchmarks.peers import make
-from benchmarks.transport import WAIT_S, Place, Transport
-from benchmarks.turn import Stream, Trips, near_stream, near_trips
+from zmqpp.bench.channel import Channel, PeerFailed
+from zmqpp.bench.far import DO, DONE, OPEN_S, serve, swap
+from zmqpp.bench.payload import Payload, Size
+from zmqpp.bench.peers import make
+from zmqpp.bench.transport import WAIT_S, Place, Transport
+from zmqpp.bench.turn import Stream, Trips, near_stream, near_trips
 
 _T = TypeVar("_T")
 _TURN_S = 4 * WAIT_S

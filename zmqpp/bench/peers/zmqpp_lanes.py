@@ -6,9 +6,9 @@ import socket
 from collections import deque
 from typing import Any
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import IN_FLIGHT, WAIT_S, Place, Unavailable
 from zmqpp import Link, TransportConfig, ZeroMQCommunicator
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import IN_FLIGHT, WAIT_S, Place, Unavailable
 from zmqpp.errors import UnsupportedError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.payload import Payload, Tensors, check_same
-from benchmarks.turn import Stream
+from zmqpp.bench.payload import Payload, Tensors, check_same
+from zmqpp.bench.turn import Stream
 
 
 def copy_stream(pair: tuple[Payload, Payload], count: int) -> Stream:

@@ -9,8 +9,8 @@ import msgspec
 import torch
 import zmq
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import WAIT_S, Blocking, Place
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import WAIT_S, Blocking, Place
 
 _QUEUE_BYTES = 64 << 20
 """What may wait on each side; libzmq counts messages, so the number follows from their size."""

@@ -7,15 +7,15 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from benchmarks import table
-from benchmarks.facts import machine_facts
-from benchmarks.medians import rows_of
-from benchmarks.payload import Size
-from benchmarks.peers import PEERS
-from benchmarks.plot import can_draw, draw
-from benchmarks.report import report, save
-from benchmarks.runner import HUGE_BYTES, Plan, Runner
-from benchmarks.targets import HUGE, LARGE, MEDIUM, SMALL, judge
+from zmqpp.bench import table
+from zmqpp.bench.facts import machine_facts
+from zmqpp.bench.medians import rows_of
+from zmqpp.bench.payload import Size
+from zmqpp.bench.peers import PEERS
+from zmqpp.bench.plot import can_draw, draw
+from zmqpp.bench.report import report, save
+from zmqpp.bench.runner import HUGE_BYTES, Plan, Runner
+from zmqpp.bench.targets import HUGE, LARGE, MEDIUM, SMALL, judge
 
 NAME = "link"
 SIZES = (SMALL, MEDIUM, LARGE, HUGE)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.plot and not can_draw():
-        print("benchmarks: --plot needs matplotlib: install the extra `bench`", file=sys.stderr)
+        print("zmqpp bench: --plot needs matplotlib: install the extra `bench`", file=sys.stderr)
         return 2
     console, facts, plan = table.console(), machine_facts(), plan_of(arguments)
     findings = Runner(plan, say=lambda line: print(line, file=sys.stderr, flush=True)).run()

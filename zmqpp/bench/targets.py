@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.medians import Turn, median_ratio
-from benchmarks.payload import Size
+from zmqpp.bench.medians import Turn, median_ratio
+from zmqpp.bench.payload import Size
 
 SMALL, MEDIUM, LARGE, HUGE = Size(1, 4096), Size(64, 4096), Size(2048, 4096), Size(8192, 8192)
 

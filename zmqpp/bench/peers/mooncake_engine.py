@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.payload import Tensors
-from benchmarks.peers.slots import SlotRing
-from benchmarks.transport import Place, Unavailable
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.peers.slots import SlotRing
+from zmqpp.bench.transport import Place, Unavailable
 
 _COUNT_BYTES = 16
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.payload import Tensors
-from benchmarks.peers.pyzmq_frames import PyzmqFrames
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.peers.pyzmq_frames import PyzmqFrames
 
 
 class Pickled(PyzmqFrames):

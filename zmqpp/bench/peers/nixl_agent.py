@@ -6,9 +6,9 @@ import os
 import struct
 from typing import Any
 
-from benchmarks.payload import Tensors
-from benchmarks.peers.slots import SlotRing
-from benchmarks.transport import Place, Unavailable
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.peers.slots import SlotRing
+from zmqpp.bench.transport import Place, Unavailable
 
 _COUNTS = struct.Struct("!QQ")
 

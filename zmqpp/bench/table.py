@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.medians import Row
-from benchmarks.payload import Size
-from benchmarks.peers import Peer
-from benchmarks.targets import Verdict
+from zmqpp.bench.medians import Row
+from zmqpp.bench.payload import Size
+from zmqpp.bench.peers import Peer
+from zmqpp.bench.targets import Verdict
 
 _WIDTH = 118
 """Where the output is no terminal."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.peers.bare_socket import BareSocket
-from benchmarks.peers.gloo import Gloo
-from benchmarks.peers.mooncake_engine import Mooncake
-from benchmarks.peers.nixl_agent import Nixl
-from benchmarks.peers.pickled import Pickled
-from benchmarks.peers.pyzmq_frames import PyzmqFrames
-from benchmarks.peers.vllm_queue import VllmQueue
-from benchmarks.peers.zmqpp_lanes import CommunicatorLane, LinkLane
-from benchmarks.transport import Transport
+from zmqpp.bench.peers.bare_socket import BareSocket
+from zmqpp.bench.peers.gloo import Gloo
+from zmqpp.bench.peers.mooncake_engine import Mooncake
+from zmqpp.bench.peers.nixl_agent import Nixl
+from zmqpp.bench.peers.pickled import Pickled
+from zmqpp.bench.peers.pyzmq_frames import PyzmqFrames
+from zmqpp.bench.peers.vllm_queue import VllmQueue
+from zmqpp.bench.peers.zmqpp_lanes import CommunicatorLane, LinkLane
+from zmqpp.bench.transport import Transport
 
 CEILING = "memcpy"
 """Needs no second process: copying the dict into warm memory, with one thread."""

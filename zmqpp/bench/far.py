@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.channel import Channel, PeerFailed
-from benchmarks.payload import Payload, Size
-from benchmarks.peers import make
-from benchmarks.transport import WAIT_S, Place, Transport
-from benchmarks.turn import far_stream, far_trips
+from zmqpp.bench.channel import Channel, PeerFailed
+from zmqpp.bench.payload import Payload, Size
+from zmqpp.bench.peers import make
+from zmqpp.bench.transport import WAIT_S, Place, Transport
+from zmqpp.bench.turn import far_stream, far_trips
 
 DO, DONE, SWAP = "do", "done", "swap"
 

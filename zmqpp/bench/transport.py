@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.payload import Tensors
+from zmqpp.bench.payload import Tensors
 
 WAIT_S = 20.0
 """No operation waits longer: what takes that long has failed."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import table
-from benchmarks.facts import machine_facts
-from benchmarks.medians import Turn, median_ratio, rows_of
-from benchmarks.payload import Size
-from benchmarks.peers import CHECKSUM_PEERS, LINK
-from benchmarks.report import report, save
-from benchmarks.runner import Plan, Runner
-from benchmarks.targets import LARGE, MEDIUM
+from zmqpp.bench import table
+from zmqpp.bench.facts import machine_facts
+from zmqpp.bench.medians import Turn, median_ratio, rows_of
+from zmqpp.bench.payload import Size
+from zmqpp.bench.peers import CHECKSUM_PEERS, LINK
+from zmqpp.bench.report import report, save
+from zmqpp.bench.runner import Plan, Runner
+from zmqpp.bench.targets import LARGE, MEDIUM
 
 NAME = "checksum"
 LANES = ("shm", "tcp")

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.channel import Channel
-from benchmarks.payload import Payload, Size, check_same, fresh_nonce, touch
-from benchmarks.transport import WAIT_S, Transport
+from zmqpp.bench.channel import Channel
+from zmqpp.bench.payload import Payload, Size, check_same, fresh_nonce, touch
+from zmqpp.bench.transport import WAIT_S, Transport
 
 CHECKS = 4
 """Round trips of one measurement whose contents are fresh and compared, spread over it."""

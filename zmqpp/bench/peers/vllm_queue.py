@@ -6,8 +6,8 @@ import gc
 import os
 from typing import Any
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import WAIT_S, Blocking, Place, Unavailable
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import WAIT_S, Blocking, Place, Unavailable
 
 
 class VllmQueue(Blocking):

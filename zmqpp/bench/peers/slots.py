@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import WAIT_S, Place
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import WAIT_S, Place
 
 _SLOT_BYTES = 64 << 20
 _SPIN_S = 300e-6

@@ -5,8 +5,8 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.payload import Mismatch
-from benchmarks.transport import Unavailable
+from zmqpp.bench.payload import Mismatch
+from zmqpp.bench.transport import Unavailable
 
 
 class PeerFailed(Exception):

@@ -7,8 +7,8 @@ import struct
 
 import torch
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import WAIT_S, Blocking, Place
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import WAIT_S, Blocking, Place
 
 _LENGTH = struct.Struct("!Q")
 

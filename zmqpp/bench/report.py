@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.facts import zmqpp_settings
-from benchmarks.medians import rows_of
-from benchmarks.peers import Peer
-from benchmarks.runner import Findings, Plan
+from zmqpp.bench.facts import zmqpp_settings
+from zmqpp.bench.medians import rows_of
+from zmqpp.bench.peers import Peer
+from zmqpp.bench.runner import Findings, Plan
 
 
 def report(

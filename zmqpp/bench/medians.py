@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.payload import Size
-from benchmarks.turn import Stream, Trips
+from zmqpp.bench.payload import Size
+from zmqpp.bench.turn import Stream, Trips
 
 
 @dataclass(frozen=True)

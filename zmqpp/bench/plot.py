@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.payload import Size
-from benchmarks.peers import CEILING, PEERS
+from zmqpp.bench.payload import Size
+from zmqpp.bench.peers import CEILING, PEERS
 
 NAME = "draw"
 
@@ -164,5 +164,5 @@ def _caption(contents: dict[str, Any]) -> str:
     machine, settings = contents["machine"], contents["settings"]
     return (
         f"{machine['cores']} cores of {machine['cpu']}, Linux; medians of {settings['rounds']} interleaved rounds; "
-        f"received bytes compared; python -m benchmarks link"
+        f"received bytes compared; zmqpp bench link"
     )

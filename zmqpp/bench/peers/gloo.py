@@ -7,8 +7,8 @@ from collections import deque
 from datetime import timedelta
 from typing import Any
 
-from benchmarks.payload import Tensors
-from benchmarks.transport import IN_FLIGHT, WAIT_S, Place, Unavailable
+from zmqpp.bench.payload import Tensors
+from zmqpp.bench.transport import IN_FLIGHT, WAIT_S, Place, Unavailable
 
 
 class Gloo:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.channel import PeerFailed
-from benchmarks.medians import Turn, percentile
-from benchmarks.near import Near
-from benchmarks.payload import Mismatch, Size
-from benchmarks.peers import CEILING
-from benchmarks.peers.memcpy import copy_stream
-from benchmarks.transport import Unavailable
-from benchmarks.turn import Stream, Trips
+from zmqpp.bench.channel import PeerFailed
+from zmqpp.bench.medians import Turn, percentile
+from zmqpp.bench.near import Near
+from zmqpp.bench.payload import Mismatch, Size
+from zmqpp.bench.peers import CEILING
+from zmqpp.bench.peers.memcpy import copy_stream
+from zmqpp.bench.transport import Unavailable
+from zmqpp.bench.turn import Stream, Trips
 
 HUGE_BYTES = 100_000_000
 _TRIES = 3

@@ -1,0 +1,40 @@
+"""Which benchmark shall run?
+
+python -m zmqpp.bench link        zmqpp's lanes beside everything else that moves tensors between processes
+python -m zmqpp.bench checksum    what checksums cost
+
+`zmqpp bench link` is the first of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from zmqpp.bench import checksum, link, plot
+from zmqpp.bench.channel import PeerFailed
+from zmqpp.bench.payload import Mismatch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="zmqpp bench", description="Measure zmqpp.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (link, checksum, plot):
+        one = commands.add_parser(module.NAME, help=module.__doc__, description=module.__doc__)
+        module.add_arguments(one)
+        one.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        return int(arguments.run(arguments))
+    except (Mismatch, PeerFailed) as error:
+        print(f"zmqpp bench: {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
