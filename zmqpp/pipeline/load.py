@@ -1,0 +1,162 @@
+"""Request load against a running endpoint: `vllm bench serve` in a child process, the pipeline's status beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zmqpp.errors import ConfigError, LaunchError, RemoteError
+from zmqpp.pipeline.process import StageProcess
+from zmqpp.pipeline.stage_log import clear_line
+
+__all__ = ["Load", "Measured", "measure"]
+
+_POLL_S = 0.5
+_ASK_S = 5.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send where; `model` and `tokenizer` are asked of the endpoint when they are None."""
+
+    url: str
+    num_prompts: int
+    concurrency: int
+    input_len: int
+    output_len: int
+    model: str | None = None
+    tokenizer: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`requests` as `vllm bench serve` names its figures; `pipeline` is None where the endpoint tells no status."""
+
+    load: Load
+    model: str
+    requests: dict[str, Any]
+    pipeline: dict[str, float] | None
+
+    def as_json(self) -> dict[str, Any]:
+        numbers = {name: value for name, value in self.requests.items() if isinstance(value, int | float)}
+        return {
+            "url": self.load.url,
+            "model": self.model,
+            "num_prompts": self.load.num_prompts,
+            "concurrency": self.load.concurrency,
+            "input_len": self.load.input_len,
+            "output_len": self.load.output_len,
+            "requests": numbers,
+            "pipeline": self.pipeline,
+        }
+
+
+def measure(load: Load) -> Measured:
+    """Blocks until all requests are answered.
+
+    Raises:
+        RemoteError: nobody answers at the URL. ConfigError: the model is not served, or has no tokenizer here.
+        LaunchError: `vllm bench serve` failed, with its own reason.
+    """
+    model, tokenizer = _model(load)
+    samples: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="zmqpp-load-") as folder:
+        log, result = Path(folder) / "bench.log", Path(folder) / "result.json"
+        with _running(_command(load, model, tokenizer, result), log) as process:
+            while (code := process.exit_code()) is None:
+                samples += _status(load.url)
+                time.sleep(_POLL_S)
+        if code or not result.exists():
+            raise LaunchError(f"`vllm bench serve` ended (exit code {code}): {clear_line(log)}")
+        requests = json.loads(result.read_text())
+    return Measured(load, model, requests, _pipeline(samples))
+
+
+def _model(load: Load) -> tuple[str, str]:
+    """Its name at the endpoint, and where its tokenizer is."""
+    served = {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in _ask_models(load.url)}
+    model = load.model or next(iter(served), "")
+    if model not in served:
+        raise ConfigError(
+            f"{load.url} does not serve {model or 'any model'!r}; it serves {', '.join(served) or 'none'}"
+        )
+    tokenizer = load.tokenizer or served[model]
+    if Path(tokenizer).is_absolute() and not Path(tokenizer).is_dir():
+        raise ConfigError(
+            f"the tokenizer's folder {tokenizer} is not on this machine: give --tokenizer PATH or hub id"
+        )
+    return model, tokenizer
+
+
+def _ask_models(url: str) -> list[dict[str, Any]]:
+    import httpx
+
+    try:
+        response = httpx.get(f"{url}/v1/models", timeout=_ASK_S, trust_env=False)
+        response.raise_for_status()
+        return list(response.json()["data"])
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RemoteError(
+            f"{url}/v1/models: {error or type(error).__name__}; is the pipeline running there?"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RemoteError(f"{url}/v1/models answers, but not as an OpenAI API does") from error
+
+
+def _command(load: Load, model: str, tokenizer: str, result: Path) -> list[str]:
+    return [
+        *[sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve"],
+        *["--backend", "openai", "--base-url", load.url, "--endpoint", "/v1/completions"],
+        *["--model", model, "--tokenizer", tokenizer],
+        *["--dataset-name", "random", "--num-prompts", str(load.num_prompts)],
+        *["--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len)],
+        *["--max-concurrency", str(load.concurrency), "--ignore-eos", "--temperature", "0", "--disable-tqdm"],
+        *["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name],
+        *load.flags,
+    ]
+
+
+@contextmanager
+def _running(command: list[str], log: Path) -> Iterator[StageProcess]:
+    """Its own session, which ends with this process however that ends."""
+    process = StageProcess(log)
+    process.start(command, {"VLLM_NO_USAGE_STATS": "1"})
+    try:
+        yield process
+    finally:
+        process.reap()
+
+
+def _status(url: str) -> list[dict[str, Any]]:
+    """One sample, or none where the endpoint has no such page."""
+    import httpx
+
+    try:
+        response = httpx.get(f"{url}/pipeline/status", timeout=_ASK_S, trust_env=False)
+        status = response.json() if response.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):
+        return []
+    return [status] if isinstance(status, dict) and "bubble" in status else []
+
+
+def _pipeline(samples: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Means over the samples in which steps were under way."""
+    if not samples:
+        return None
+    busy = [sample for sample in samples if sample.get("tokens_per_s") or sample.get("in_flight")]
+    rates = [float(sample.get("tokens_per_s", 0.0)) for sample in busy] or [0.0]
+    bubbles = [float(sample["bubble"]) for sample in busy] or [0.0]
+    return {
+        "tokens_per_s": sum(rates) / len(rates),
+        "peak_tokens_per_s": max(rates),
+        "bubble": sum(bubbles) / len(bubbles),
+        "samples": len(busy),
+    }
