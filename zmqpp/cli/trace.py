@@ -38,16 +38,16 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch the trace, write it, say what is in it; returns the exit code."""
-    from zmqpp.pipeline.client import fetch, pipeline_url
+    from zmqpp.watch.remote import base_url, fetch
     from zmqpp.watch.trace import read_seconds
 
     seconds = read_seconds(arguments.seconds)
     folder = arguments.output.absolute().parent
     if not folder.is_dir() or arguments.output.is_dir():
         raise ConfigError(f"--output {arguments.output}: name a file in a folder that exists")
-    url = pipeline_url(arguments.url)
+    url = base_url(arguments.url)
     print(f"watching {url} for {seconds:g} s", file=sys.stderr, flush=True)
-    body = fetch(f"{url}/pipeline/trace?seconds={seconds:g}", timeout_s=seconds + 60)
+    body = fetch(url, f"/pipeline/trace?seconds={seconds:g}", timeout_s=seconds + 60)
     summary = _read(body, url)
     _write(arguments.output, body)
     if arguments.json:

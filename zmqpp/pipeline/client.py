@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from zmqpp.errors import ConfigError, RemoteError
 
-__all__ = ["Completion", "fetch", "is_healthy", "pipeline_url", "stream_completion"]
+__all__ = ["Completion", "is_healthy", "stream_completion"]
 
 
 @dataclass(frozen=True)
@@ -30,50 +30,6 @@ def is_healthy(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=1.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def pipeline_url(text: str) -> str:
-    """What a person may give for a pipeline, `HOST:PORT` or a URL with or without a path, as `http://HOST:PORT`.
-
-    Raises:
-        ConfigError: none of these.
-    """
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(text if "://" in text else f"http://{text}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(f"{text!r} is no address of a pipeline: give HOST:PORT or http://HOST:PORT")
-    path = parts.path.partition("/pipeline")[0].rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def fetch(url: str, *, timeout_s: float) -> bytes:
-    """GET `url`; the body of a 200.
-
-    Raises:
-        ConfigError: nobody listens there, or it has no such page. RemoteError: it failed, or did not answer in time.
-    """
-    import httpx
-
-    try:
-        response = httpx.get(url, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False)
-    except httpx.ConnectError as error:
-        raise ConfigError(
-            f"{url}: nobody answers there ({error}): is the pipeline running, is this its address?"
-        ) from None
-    except httpx.TimeoutException:
-        raise RemoteError(f"{url}: no answer within {timeout_s:g} s") from None
-    except httpx.HTTPError as error:
-        raise RemoteError(f"{url}: {error or type(error).__name__}") from None
-    if response.status_code == 404:
-        raise ConfigError(f"{url}: not found there: is this a zmqpp pipeline, not an ordinary server?")
-    if response.status_code != 200:
-        raise _refusal(response.status_code, response.text)
-    return response.content
 
 
 def stream_completion(url: str, completion: Completion, *, timeout_s: float) -> Iterator[str]:

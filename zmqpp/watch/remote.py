@@ -1,4 +1,4 @@
-"""Asking a running pipeline for its status, from an address as a person writes it."""
+"""Asking a running pipeline for its status or a trace, at an address as a person writes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmqpp.watch.status import PipelineStatus
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["base_url", "fetch_status"]
+__all__ = ["base_url", "fetch", "fetch_status"]
 
 _PATH = "/pipeline/status"
 
@@ -45,6 +45,19 @@ def fetch_status(url: str, timeout_s: float = 5.0) -> tuple[PipelineStatus, byte
         url: what `base_url` gave.
         timeout_s: the longest wait for an answer.
     Raises:
+        ConfigError: as `fetch`, or it is no status.
+    """
+    body = fetch(url, _PATH, timeout_s)
+    try:
+        return msgspec.json.decode(body, type=PipelineStatus), body
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{url}{_PATH} is not the status of a zmqpp pipeline: {error}") from error
+
+
+def fetch(url: str, path: str, timeout_s: float) -> bytes:
+    """What GET `url``path` answers.
+
+    Raises:
         ConfigError: nothing answers there, or not a pipeline; one line that says which.
     """
     try:
@@ -53,7 +66,9 @@ def fetch_status(url: str, timeout_s: float = 5.0) -> tuple[PipelineStatus, byte
         raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
     try:
         # trust_env=False: a proxy configured for the internet has no business with a pipeline's address.
-        response = httpx.get(url + _PATH, timeout=timeout_s, trust_env=False)
+        response = httpx.get(
+            url + path, timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)), trust_env=False
+        )
     except httpx.TimeoutException as error:
         raise ConfigError(f"{url} did not answer within {timeout_s:g} s") from error
     except httpx.ConnectError as error:
@@ -61,11 +76,8 @@ def fetch_status(url: str, timeout_s: float = 5.0) -> tuple[PipelineStatus, byte
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ConfigError(f"{url} gave no answer: {error or type(error).__name__}") from error
     if response.status_code != 200:
-        raise ConfigError(_not_ours(url, response))
-    try:
-        return msgspec.json.decode(response.content, type=PipelineStatus), response.content
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"{url}{_PATH} is not the status of a zmqpp pipeline: {error}") from error
+        raise ConfigError(_refused(url, path, response))
+    return response.content
 
 
 def _unreachable(url: str, text: str) -> str:
@@ -80,7 +92,10 @@ def _unreachable(url: str, text: str) -> str:
     return f"{url} cannot be reached: {text}"
 
 
-def _not_ours(url: str, response: httpx.Response) -> str:
+def _refused(url: str, path: str, response: httpx.Response) -> str:
     if response.status_code == 404:
-        return f"{url} answers, but knows no {_PATH}: a plain vLLM, or another server?"
-    return f"{url} answers {response.status_code} to {_PATH}"
+        return f"{url} answers, but knows no {path.partition('?')[0]}: a plain vLLM, or another server?"
+    try:
+        return f"{url}: {response.json()['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{url} answers {response.status_code} to {path}"

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from zmqpp.pipeline.display import count, size
+from zmqpp.units import count, size
 from zmqpp.watch.status import Event, PipelineStatus, StageStatus
 
 __all__ = ["drawn"]
