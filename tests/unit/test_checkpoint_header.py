@@ -53,8 +53,10 @@ def test_names_types_shapes_and_places_are_those_of_the_file(tmp_path: Path) -> 
             r"is truncated: its header alone takes 107 bytes, the file has 10; download it again",
         ),
         (b"{nonsense}", b"", None, "its header is not JSON"),
+        (b'{"a\\ud800": 1}', b"", None, "its header is not JSON"),
+        ('{"a": 1}'.encode("utf-16"), b"", None, "its header is not JSON"),
         (b"[" * 50_000, b"", None, "its header is not JSON"),
-        ([1], b"", None, "its header is not a JSON object"),
+        (["a"], b"", None, "its header is not a JSON object"),
         (
             {"a": tensor(0, 1_234_500)},
             b"x" * 9,

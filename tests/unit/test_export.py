@@ -279,15 +279,25 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", [".", "inside", ".."])
+@pytest.mark.parametrize("place", [".", "inside", "inside/deep"])
 def test_the_models_own_folder_is_no_place_to_write(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = qwen(tmp_path / "above" / "m")
+    model = qwen(tmp_path / "m")
     before = contents(tmp_path)
     assert export(model, model / place, "--num-stages", "2") == 2
-    assert "lie in one another" in capsys.readouterr().err
+    assert "lies in the model's folder" in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_a_folder_above_the_model_will_do_unless_the_model_is_where_a_stage_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = qwen(tmp_path / "stage_0")
+    assert export(model, tmp_path, "--num-stages", "2", "--overwrite") == 2
+    assert "the model lies in" in capsys.readouterr().err
+    assert export(model.rename(tmp_path / "m"), tmp_path, "--num-stages", "2") == 0
+    assert [folder.name for folder in stages(tmp_path)] == ["stage_0", "stage_1"]
 
 
 def test_a_stage_is_not_split_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,8 +92,9 @@ def _header_size(path: Path, first: bytes, size_bytes: int) -> int:
 
 def _objects(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
+        header = json.loads(text.decode())
+        "".join(header).encode()  # Escapes can spell names that are no text.
+    except (ValueError, TypeError, RecursionError):
         raise ConfigError(
             f"{path} is not a safetensors file: its header is not JSON; download or save it again"
         ) from None

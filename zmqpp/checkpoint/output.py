@@ -25,15 +25,18 @@ _HIDDEN = re.compile(r"\.stage_\d+\.(partial|old)")
 
 
 def check_place(out: Path, model: Path) -> None:
-    """Refuse to write into the model, or above it.
+    """Refuse to write into the model, or where it would be taken for a stage.
 
     Raises:
-        ConfigError: the two folders are one, or one lies in the other.
+        ConfigError: `out` is the model's folder or lies in it, or the model lies in what `out` has for stages.
     """
     out, model = out.resolve(), model.resolve()
-    if out == model or model in out.parents or out in model.parents:
+    if out == model or model in out.parents:
+        raise ConfigError(f"--output-dir {out} lies in the model's folder {model}: give a folder beside it")
+    below = model.relative_to(out).parts[0] if out in model.parents else ""
+    if _STAGE.fullmatch(below) or _HIDDEN.fullmatch(below):
         raise ConfigError(
-            f"--output-dir {out} and the model's folder {model} lie in one another: give a folder beside it"
+            f"the model lies in {out / below}, which this export would write: give another --output-dir"
         )
 
 

@@ -30,6 +30,8 @@ examples:
 
 A stopped or killed export goes on when the same command is given again. The folder is whole once it has
 pipeline.json. Serve it with: zmqpp serve --pipeline-dir /path/to/pipeline
+
+exit codes: 0 done and verified, 1 the disk failed or is full, 2 the command is wrong, 128+N stopped by signal N
 """
 
 
