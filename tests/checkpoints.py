@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from zmqpp.cli import main
+
 HIDDEN, VOCAB = 8, 16
 
 
@@ -82,3 +84,19 @@ def tensors_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
             tensors |= load_file(path)
         found.append(tensors)
     return found
+
+
+def export(model: Path, out: Path, *more: str) -> int:
+    """Exit code of `zmqpp export`, whether argparse exits or main returns."""
+    try:
+        return main(["export", "--model", str(model), "--output-dir", str(out), *more])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def stages(out: Path) -> list[Path]:
+    return sorted(out.glob("stage_*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -37,13 +37,21 @@ class Answer(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/org/tiny"):
             files = [
-                {"rfilename": p.name, "type": "file", "path": p.name} for p in self.server.folder.iterdir()
+                {
+                    "rfilename": p.name,
+                    "type": "file",
+                    "path": p.name,
+                    "size": p.stat().st_size,
+                    "oid": "0" * 40,
+                }
+                for p in self.server.folder.iterdir()
             ]
             listing = {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "siblings": files, "tags": []}
             self.reply(json.dumps(listing if "/tree/" not in path else files).encode(), "application/json")
         elif path.startswith("/org/tiny/resolve/"):
             name = path.rpartition("/")[2]
-            self.server.served.append(name)
+            if self.command == "GET":
+                self.server.served.append(name)
             self.reply((self.server.folder / name).read_bytes(), "application/octet-stream")
         else:
             self.send_error(404)
