@@ -191,6 +191,7 @@ def test_neither_torch_nor_vllm_is_loaded_for_it(tmp_path: Path) -> None:
     model = qwen(tmp_path / "m")
     code = f"""
 import sys
+from zmqpp.cli import main
 assert main(["export", "--model", {str(model)!r}, "--output-dir", {str(tmp_path / "out")!r}, "--num-stages", "2"]) == 0
 assert main(["validate", "--model", {str(model)!r}, "--num-stages", "2"]) == 0
 assert not {{"torch", "vllm", "numpy", "rich", "huggingface_hub"}} & set(sys.modules)
