@@ -105,6 +105,8 @@ class _Exchange:
         async for piece in response.aiter_raw():
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             self._at_event_end = piece.endswith((b"\n\n", b"\r\n\r\n"))
+            # One read may hold thousands of pieces: others get their turn, and a client that left is noticed.
+            await asyncio.sleep(0)
         await self._send({"type": "http.response.body", "body": b""})
 
     async def fail(self, status: int, reason: str) -> None:

@@ -75,7 +75,7 @@ class Upstream:
                     await response.aread()
                 finally:
                     await response.aclose()
-        except (TimeoutError, httpx.TransportError):
+        except (TimeoutError, httpx.HTTPError):
             return None
         return response
 
