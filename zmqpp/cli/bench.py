@@ -72,14 +72,6 @@ def _add_serve(benches: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     add = serve.add_argument
-    url = "http://127.0.0.1:8080"
-    add(
-        "url",
-        nargs="?",
-        default=url,
-        metavar="URL",
-        help="of `zmqpp serve` or of stage 0 (default: %(default)s)",
-    )
     add("--model", metavar="NAME", help="as the endpoint calls it (default: the first it serves)")
     add(
         "--tokenizer",
@@ -148,7 +140,7 @@ def _load(arguments: argparse.Namespace) -> Load:
 
 def _table(measured: Measured) -> str:
     requests, pipeline = measured.requests, measured.pipeline
-    failed = f", {requests['failed']} FAILED" if requests["failed"] else ""
+    failed = f", {requests['failed']} FAILED: {measured.first_error}" if requests["failed"] else ""
     rows = [
         ("requests", f"{requests['completed']} in {requests['duration']:.1f} s{failed}"),
         ("requests/s", f"{requests['request_throughput']:.2f}"),

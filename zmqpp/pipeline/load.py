@@ -45,6 +45,12 @@ class Measured:
     requests: dict[str, Any]
     pipeline: dict[str, float] | None
 
+    @property
+    def first_error(self) -> str:
+        """Why the first request that failed did; empty when none has."""
+        errors = [" ".join(str(error).split()) for error in self.requests.get("errors") or [] if error]
+        return errors[0][:300] if errors else ""
+
     def as_json(self) -> dict[str, Any]:
         numbers = {name: value for name, value in self.requests.items() if isinstance(value, int | float)}
         return {
@@ -55,6 +61,7 @@ class Measured:
             "input_len": self.load.input_len,
             "output_len": self.load.output_len,
             "requests": numbers,
+            "first_error": self.first_error,
             "pipeline": self.pipeline,
         }
 
@@ -85,9 +92,8 @@ def _model(load: Load) -> tuple[str, str]:
     served = {str(entry["id"]): str(entry.get("root") or entry["id"]) for entry in _ask_models(load.url)}
     model = load.model or next(iter(served), "")
     if model not in served:
-        raise ConfigError(
-            f"{load.url} does not serve {model or 'any model'!r}; it serves {', '.join(served) or 'none'}"
-        )
+        there = ", ".join(served) or "none"
+        raise ConfigError(f"{load.url} does not serve {model or 'any model'}; it serves {there}")
     tokenizer = load.tokenizer or served[model]
     if Path(tokenizer).is_absolute() and not Path(tokenizer).is_dir():
         raise ConfigError(
@@ -119,7 +125,14 @@ def _command(load: Load, model: str, tokenizer: str, result: Path) -> list[str]:
         *["--dataset-name", "random", "--num-prompts", str(load.num_prompts)],
         *["--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len)],
         *["--max-concurrency", str(load.concurrency), "--ignore-eos", "--temperature", "0", "--disable-tqdm"],
-        *["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name],
+        *[
+            "--save-result",
+            "--save-detailed",
+            "--result-dir",
+            str(result.parent),
+            "--result-filename",
+            result.name,
+        ],
         *load.flags,
     ]
 
