@@ -48,8 +48,7 @@ class Measured:
     @property
     def first_error(self) -> str:
         """Why the first request that failed did; empty when none has."""
-        errors = [" ".join(str(error).split()) for error in self.requests.get("errors") or [] if error]
-        return errors[0][:300] if errors else ""
+        return _first_error(self.requests)
 
     def as_json(self) -> dict[str, Any]:
         numbers = {name: value for name, value in self.requests.items() if isinstance(value, int | float)}
@@ -70,7 +69,8 @@ def measure(load: Load) -> Measured:
     """Blocks until all requests are answered.
 
     Raises:
-        RemoteError: nobody answers at the URL. ConfigError: the model is not served, or has no tokenizer here.
+        RemoteError: nobody answers at the URL, or no request was served.
+        ConfigError: the model is not served, or has no tokenizer here.
         LaunchError: `vllm bench serve` failed, with its own reason.
     """
     model, tokenizer = _model(load)
@@ -84,6 +84,10 @@ def measure(load: Load) -> Measured:
         if code or not result.exists():
             raise LaunchError(f"`vllm bench serve` ended (exit code {code}): {clear_line(log)}")
         requests = json.loads(result.read_text())
+    if not requests["completed"]:
+        raise RemoteError(
+            f"{load.url} answered none of {load.num_prompts} requests: {_why(load, model, requests)}"
+        )
     return Measured(load, model, requests, _pipeline(samples))
 
 
@@ -115,6 +119,25 @@ def _ask_models(url: str) -> list[dict[str, Any]]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RemoteError(f"{url}/v1/models answers, but not as an OpenAI API does") from error
+
+
+def _why(load: Load, model: str, requests: dict[str, Any]) -> str:
+    """What the endpoint says to one more such request; vLLM's client keeps no more than "Bad Request"."""
+    import httpx
+
+    body = {"model": model, "prompt": [1] * load.input_len, "max_tokens": load.output_len}
+    try:
+        answer = httpx.post(f"{load.url}/v1/completions", json=body, timeout=60, trust_env=False)
+        said = answer.json().get("error") if answer.status_code != 200 else None
+    except (httpx.HTTPError, ValueError, AttributeError):
+        said = None
+    reason = said.get("message") if isinstance(said, dict) else said
+    return " ".join(str(reason or _first_error(requests)).split())[:300]
+
+
+def _first_error(requests: dict[str, Any]) -> str:
+    """Why the first request that failed did; empty when none has."""
+    return next((" ".join(str(error).split())[:300] for error in requests.get("errors") or [] if error), "")
 
 
 def _command(load: Load, model: str, tokenizer: str, result: Path) -> list[str]:
