@@ -58,9 +58,9 @@ def _ipv4_of(interface: str) -> str | None:
 
 
 def _ipv6() -> list[str]:
-    """Source: /proc/net/if_inet6, 32 hex digits first on each line; the fourth column is the scope, 20 link-local."""
+    """Source: proc(5), net/if_inet6: 32 hex digits first on each line; the fourth column is the scope, 20 link-local."""
     try:
-        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+        lines = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
     except OSError:
         return []
     rows = [line.split() for line in lines]
