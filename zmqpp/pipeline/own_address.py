@@ -58,7 +58,7 @@ def _ipv4_of(interface: str) -> str | None:
 
 
 def _ipv6() -> list[str]:
-    """Source: proc(5), net/if_inet6: 32 hex digits first on each line; the fourth column is the scope, 20 link-local."""
+    """Source: proc(5), net/if_inet6: 32 hex digits come first; the fourth column is the scope, 20 link-local."""
     try:
         lines = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
     except OSError:
