@@ -12,6 +12,8 @@ from zmqpp.watch.status import Event, PipelineStatus, StageStatus
 __all__ = ["Source", "merged", "unready"]
 
 _EVENTS = 100
+_SAME_S = 10.0
+"""The launcher looks at stage 0's health after the engine has said that it is ready."""
 
 
 class Source(Protocol):
@@ -79,9 +81,12 @@ def _in_order(events: Iterable[Event]) -> list[Event]:
     """By time; what both saw, once."""
     seen: dict[tuple[str, int | None, str], list[Event]] = {}
     for event in sorted(events, key=lambda event: event.at):
-        same = seen.setdefault((event.kind, event.stage, event.text), [])
-        # The launcher and stage 0 notice the same thing within moments of each other.
-        if not same or event.at - same[-1].at > 1.0:
+        # "ready" to the engine is "recovered" to the launcher, which knows of earlier ones.
+        kind = "ready" if event.kind == "recovered" else event.kind
+        same = seen.setdefault((kind, event.stage, event.text), [])
+        if not same or event.at - same[-1].at > _SAME_S:
             same.append(event)
+        elif event.kind == "recovered":
+            same[-1] = event
     kept = [event for same in seen.values() for event in same]
     return sorted(kept, key=lambda event: event.at)[-_EVENTS:]
