@@ -7,12 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zmqpp.checkpoint.config import ExportedStage, exported_stage, layer_count, read_config, says_tied
+from zmqpp.checkpoint.config import (
+    PIPELINE_FILE,
+    ExportedStage,
+    exported_stage,
+    layer_count,
+    read_config,
+    says_tied,
+)
 from zmqpp.checkpoint.files import read_tensors
 from zmqpp.checkpoint.fingerprint import fingerprint
 from zmqpp.checkpoint.header import TensorEntry
 from zmqpp.checkpoint.hub import fetch
-from zmqpp.checkpoint.manifest import PIPELINE_FILE
 from zmqpp.checkpoint.names import Role, all_layer_lists, layer_lists, layer_of, longest_list, role_of
 from zmqpp.errors import ConfigError
 

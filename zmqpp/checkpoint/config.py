@@ -11,6 +11,8 @@ from typing import Any
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 
+PIPELINE_FILE = "pipeline.json"
+"""The last file that `zmqpp export` writes: with it the export is whole. See manifest.py."""
 PIPELINE_INFO = "_pipeline_info"
 """Key that `zmqpp export` writes into a stage directory's config.json."""
 

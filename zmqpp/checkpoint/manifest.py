@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from zmqpp.checkpoint.config import PIPELINE_FILE
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.units import size
 
-PIPELINE_FILE = "pipeline.json"
 VERSION = 1
 
 

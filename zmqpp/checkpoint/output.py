@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zmqpp.checkpoint.config import PIPELINE_INFO
+from zmqpp.checkpoint.config import PIPELINE_FILE, PIPELINE_INFO
 from zmqpp.checkpoint.durable import discard, sync_folder, write_file
-from zmqpp.checkpoint.manifest import PIPELINE_FILE, PipelineManifest, read_manifest
+from zmqpp.checkpoint.manifest import PipelineManifest, read_manifest
 from zmqpp.errors import ConfigError, ResourceError, ZmqppError
 from zmqpp.units import size
 

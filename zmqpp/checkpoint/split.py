@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zmqpp.checkpoint.config import ExportedStage, exported_stage, layer_count, read_config
-from zmqpp.checkpoint.manifest import PIPELINE_FILE
+from zmqpp.checkpoint.config import PIPELINE_FILE, ExportedStage, exported_stage, layer_count, read_config
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, check_contiguous
 
