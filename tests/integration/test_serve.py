@@ -19,6 +19,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.browser.chromium import browser
+from tests.browser.png import colours
 from tests.integration.cases import CASES, PROMPTS
 from tests.integration.entry import Entry, as_json, await_gone, entry, marked, zmqpp
 from tests.integration.serving import NAME
@@ -130,11 +132,35 @@ def test_the_status_knows_every_stage(pipeline: Entry) -> None:
 
 
 def test_the_terminal_shows_the_same(pipeline: Entry) -> None:
+    pipeline.await_state("ready")
     shown = zmqpp("status", pipeline.url, "--once")
     assert shown.returncode == 0, shown.stderr
     for word in ("2-5", "shm", "ready", NAME):
         assert word in shown.stdout
     assert as_json(zmqpp("status", pipeline.url, "--json"))["state"] == "ready"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, True)])
+def test_the_page_shows_the_real_pipeline_and_streams_an_answer(
+    pipeline: Entry, width: int, dark: bool
+) -> None:
+    pipeline.await_state("ready", restarts=pipeline.status()["restarts"])
+    with browser() as chromium:
+        chromium.open(f"{pipeline.url}/pipeline", width=width, dark=dark)
+        chromium.wait("#state", "ready")
+        assert chromium.text("#model") == NAME
+        for layers in ("0-2 of 8", "2-5 of 8", "5-8 of 8"):
+            chromium.wait("#stages", layers)
+        assert "shm" in chromium.text("#stages") and "ready" in chromium.text("#events")
+        chromium.write("#prompt", PROMPTS[0])
+        chromium.write("#max", "24")
+        chromium.click("#send")
+        body = {"prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0}
+        answer = pipeline.served.complete(body)["choices"][0]["text"]
+        chromium.wait("#said", "tokens", timeout_s=60)
+        assert answer.split()[0] in chromium.text("#answer")
+        assert colours(chromium.screenshot(f"real_pipeline_{width}")) > 8, "the page is blank"
+        assert chromium.console() == [] and chromium.origins() == {pipeline.url}
 
 
 def test_metrics_are_ours_beside_vllms(pipeline: Entry) -> None:
