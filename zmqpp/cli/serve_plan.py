@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.fit import check_code_allowed, check_layers, read_config
 from zmqpp.checkpoint.split import Split, open_split
 from zmqpp.cli.passing import check_flags
@@ -72,11 +73,12 @@ def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
         raise ConfigError(
             "give either MODEL, a model folder or hub id, or --pipeline-dir DIR, made by `zmqpp export`"
         )
-    if model is not None:
+    folder = Path(model or arguments.pipeline_dir).expanduser()
+    if model is not None and not ((folder / "stage_0").is_dir() and not (folder / "config.json").exists()):
         return None
     if arguments.ranges:
         raise ConfigError("--ranges: a split model has its ranges already; leave them out, or give MODEL")
-    return open_split(Path(arguments.pipeline_dir).expanduser(), arguments.num_stages)
+    return open_split(folder, arguments.num_stages)
 
 
 def _stages(
@@ -100,10 +102,19 @@ def _check_model(
 ) -> None:
     if split is not None:
         check_code_allowed(split.config, str(split.folder), flags)
+        for path in split.models:
+            _check_files(path)
     elif model is not None:
         config = read_config(model, "MODEL")
         check_layers(config, stages, ranges)
         check_code_allowed(config, model, flags)
+        _check_files(Path(model).expanduser())
+
+
+def _check_files(folder: Path) -> None:
+    """A missing or broken shard is found from the headers, before anything is started; other formats are vLLM's."""
+    if any(folder.glob("*.safetensors")):
+        Checkpoint.open(str(folder))
 
 
 def _names(name: str | None, split: Split | None, model: str | None) -> tuple[str, tuple[str, ...]]:

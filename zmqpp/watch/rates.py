@@ -40,8 +40,9 @@ def recent(samples: Sequence[Sample]) -> Recent:
         window_s=window_s,
         tokens_per_s=grown(lambda r: r.tokens) / window_s,
         steps_per_s=steps / window_s,
-        bytes_sent_per_s=grown(lambda r: r.link.bytes_sent) / window_s,
-        bytes_received_per_s=grown(lambda r: r.link.bytes_received) / window_s,
+        # A link counts from its opening: what came before the first report was the start.
+        bytes_sent_per_s=grown(lambda r: r.link.bytes_sent) / window_s if before else 0.0,
+        bytes_received_per_s=grown(lambda r: r.link.bytes_received) / window_s if before else 0.0,
         compute=compute_s / window_s,
         wait=wait_s / window_s,
         send=send_s / window_s,
