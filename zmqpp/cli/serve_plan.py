@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,8 +49,11 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
     gpu_ids = _gpu_ids(arguments.gpu_ids)
     devices = visible_devices(arguments.device)
     if gpu_ids and not devices:
-        raise ConfigError(
-            f"--gpu-ids {arguments.gpu_ids}: there is no GPU here that vLLM could use; leave it out"
+        gpu_ids = None
+        print(
+            f"zmqpp: warning: --gpu-ids {arguments.gpu_ids}: there is no GPU here that the vLLM installed could use; "
+            "stages run on the CPU",
+            file=sys.stderr,
         )
     stages = _stages(arguments, split, ranges, gpu_ids or devices)
     _check_model(split, model, stages, ranges, vllm_flags)
