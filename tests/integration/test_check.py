@@ -62,7 +62,7 @@ def test_a_split_of_another_model_is_told_by_its_first_other_token(stages: Path,
 def test_a_stage_that_lacks_a_tensor_fails_the_check_in_one_line(stages: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    path = stages / "stage_1" / "model.safetensors"
+    path = stages / "stage_1" / "model-00001-of-00001.safetensors"
     tensors = load_file(path)
     del tensors["model.layers.4.self_attn.o_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
