@@ -41,7 +41,7 @@ def read_config(model: str) -> dict[str, Any] | None:
         raise ConfigError(
             f"{folder} has no config.json: give a Hugging Face model directory or a hub id"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} cannot be read: it is not a JSON object")

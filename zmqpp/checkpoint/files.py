@@ -46,7 +46,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         index: Any = json.loads(path.read_text())
         weight_map = index["weight_map"]
         sound = bool(weight_map) and all(Path(file).name == file for file in weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; download it again") from None
     if not sound:
         raise ConfigError(f"{path} must have a weight_map of tensors to files in the same folder")

@@ -51,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; the interpreter would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # A full disk, a folder that may not be written: nothing that zmqpp could do better.
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", _FAILED)
 
 
-def _say(error: BaseException, code: int) -> int:
+def _say(error: object, code: int) -> int:
     print(f"zmqpp: {error}", file=sys.stderr)
     return code

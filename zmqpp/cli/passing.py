@@ -46,6 +46,7 @@ def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ..
     """
     if flags and not flags[0].startswith("-"):
         raise ConfigError(f"unexpected {flags[0]!r}; what is handed on to vLLM starts with a flag")
+    flags = [_dashed(word) for word in flags]
     for word in flags:
         name = word.partition("=")[0]
         if name.startswith(_OURS):
@@ -53,6 +54,12 @@ def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ..
         if name in taken:
             raise ConfigError(f"{name} follows from the plan: {taken[name]}")
     return tuple(flags)
+
+
+def _dashed(word: str) -> str:
+    """vLLM takes `--a_b` for `--a-b`; one spelling is enough to look for."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:

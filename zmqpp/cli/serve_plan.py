@@ -117,7 +117,7 @@ def _check_model(
 
 def _check_files(folder: Path) -> None:
     """A missing or broken shard is found from the headers, before anything is started; other formats are vLLM's."""
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob("*.safetensors*")):
         Checkpoint.open(str(folder))
 
 

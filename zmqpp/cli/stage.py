@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan:
     from zmqpp.checkpoint.fit import check_layers, read_config
+    from zmqpp.checkpoint.split import open_split
 
     if bool(arguments.model) == bool(arguments.pipeline_dir):
         raise ConfigError("give either --model MODEL, or --pipeline-dir DIR made by `zmqpp export`")
@@ -102,7 +103,9 @@ def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan
     # A folder that is not here may well be on the machines that the plan is for.
     if arguments.model and Path(arguments.model).expanduser().is_dir():
         check_layers(read_config(arguments.model), len(hosts), ranges if len(ranges) == len(hosts) else [])
-    exported = Path(arguments.pipeline_dir or "")
+    exported = Path(arguments.pipeline_dir or "").expanduser()
+    if arguments.pipeline_dir and (exported / "stage_0").is_dir():
+        open_split(exported, len(hosts))
     return PipelinePlan(
         model=arguments.model or "",
         total=len(hosts),

@@ -44,6 +44,7 @@ def merged(ours: PipelineStatus, theirs: PipelineStatus | None) -> PipelineStatu
         model=theirs.model or ours.model,
         total_stages=theirs.total_stages or ours.total_stages,
         restarts=max(ours.restarts, theirs.restarts),
+        recoveries=max(ours.recoveries, theirs.recoveries),
         stages=[
             _stage(known.get(index), measured.get(index)) for index in sorted(known.keys() | measured.keys())
         ],

@@ -42,4 +42,13 @@ def read_events(path: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], offset
     whole = text[: text.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    return [event for line in whole.splitlines() if (event := _parsed(line))], offset + len(whole)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Nothing for a line that a full disk has cut."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -36,6 +36,7 @@ class Guard:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
+            bufsize=0,  # what a killed guard did not take must not come up again when the pipe is closed
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -45,7 +45,7 @@ class Supervisor:
         self._max_restarts, self._timeout_s = max_restarts, timeout_s
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
-        self._restarts = self._in_a_row = 0
+        self._restarts = self._recoveries = self._in_a_row = 0
         self._ready_at = 0.0
         self._events: list[Event] = []
 
@@ -102,6 +102,7 @@ class Supervisor:
             try:
                 self._launcher.restart()
                 self._await_ready("recovered")
+                self._recoveries += 1
                 return
             except LaunchError as again:
                 error = again
@@ -128,6 +129,7 @@ class Supervisor:
             total_stages=launcher.plan.total,
             stages=[_stage(state, pid, str(log)) for state, pid, log in known],
             restarts=self._restarts,
+            recoveries=self._recoveries,
             events=list(self._events),
         )
 
