@@ -66,7 +66,9 @@ def write_model(
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        (folder / name).write_text("{}")
+        (folder / name).write_text(
+            json.dumps({"file": name})
+        )  # no two alike: a hub client fetches equal files once
     return folder
 
 

@@ -167,10 +167,28 @@ def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path: Path, s
     model = qwen(tmp_path / "m", layers=60)
     with pytest.raises(ResourceError, match=r"needs \d+\.\d KB more in .*, \d+\.\d KB are free there"):
         export(model, small_disk / "out").run()
-    assert not list((small_disk / "out").rglob("*.safetensors"))
+    assert not (small_disk / "out").exists()
     # What came to nothing does not stand in the way of another command.
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert export(qwen(tmp_path / "smaller", layers=2), small_disk / "out").run().total_layers == 2
+
+
+def test_an_export_that_does_not_fit_leaves_the_one_it_was_to_replace(
+    model: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    out = small_disk / "out"
+    subprocess.run(["mount", "-o", "remount,size=100k", str(small_disk)], check=True)
+    export(model, out).run()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    larger = export(qwen(tmp_path / "larger", layers=60), out)
+    larger.overwrite = True
+    with pytest.raises(ResourceError, match="are free there"):
+        larger.run()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    # What is replaced counts as free: the disk need not hold both.
+    similar = export(qwen(tmp_path / "similar", layers=4, rope_theta=1), out)
+    similar.overwrite = True
+    assert similar.run() == read_manifest(out)
 
 
 def test_a_disk_that_fills_up_half_way_is_one_line_and_the_export_goes_on_once_there_is_space(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.checkpoints import config_of, contents, export, llama_names, qwen, stages, tensors_of, write_model
+from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.manifest import read_manifest
 from zmqpp.errors import ConfigError
 
@@ -58,8 +60,33 @@ def test_a_damaged_stage_is_found_and_written_again(
     capsys.readouterr()
     assert export(model, out, "--num-stages", "2") == 0
     said = capsys.readouterr().out
-    assert "stage 0: already there, but damaged (" in said and "stage 1: already there, verified" in said
+    assert (
+        "stage 0: already there, but differs from the model (" in said
+        and "stage 1: already there, verified" in said
+    )
     assert contents(out) == whole
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "stopped half-way"])
+def test_weights_that_changed_where_no_sample_looks_are_exported_again(
+    finished: bool, tmp_path: Path
+) -> None:
+    shapes = {**llama_names(2, True), "model.embed_tokens.weight": (40_000, 8)}
+    model, out = write_model(tmp_path / "m", config_of(2, vocab_size=40_000), shapes), tmp_path / "out"
+    assert export(model, out, "--num-stages", "2") == 0
+    if not finished:
+        (out / "pipeline.json").rename(out / ".zmqpp-export.json")
+        (out / "stage_0").rename(out / ".stage_0.partial")
+    before = Checkpoint.open(str(model)).fingerprint()
+    (file,) = model.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 32] ^= 1
+    file.write_bytes(content)
+    assert Checkpoint.open(str(model)).fingerprint() == before
+    assert export(model, out, "--num-stages", "2") == 0
+    (source,), shares = tensors_of([model]), tensors_of(stages(out))
+    for share in shares:
+        assert all(np.array_equal(share[name], source[name]) for name in share)
 
 
 @pytest.mark.parametrize(

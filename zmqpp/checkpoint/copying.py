@@ -87,6 +87,16 @@ def _each_piece(
     return digest.hexdigest()
 
 
+def source_sums(shard: Shard, moved: Moved) -> dict[str, str]:
+    """Tensor -> checksum, of the source as it is now.
+
+    Raises:
+        ConfigError: the source became shorter.
+    """
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    return {entry.name: _each_piece(entry, buffer, lambda _: None, moved) for entry in shard.entries}
+
+
 def damaged_tensor(shard: Shard, path: Path, checksums: dict[str, str], moved: Moved) -> str:
     """The first tensor in `path` that is not what `shard` and `checksums` say; empty when all are."""
     try:

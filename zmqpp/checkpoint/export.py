@@ -14,7 +14,16 @@ from zmqpp.checkpoint.companions import companions, stage_config
 from zmqpp.checkpoint.copying import Moved
 from zmqpp.checkpoint.durable import discard
 from zmqpp.checkpoint.manifest import PipelineManifest, StageRecord
-from zmqpp.checkpoint.output import begin, check_place, check_space, explained, finish, opened, reopen
+from zmqpp.checkpoint.output import (
+    begin,
+    check_place,
+    check_space,
+    explained,
+    finish,
+    in_the_way,
+    opened,
+    reopen,
+)
 from zmqpp.checkpoint.problems import range_problems
 from zmqpp.checkpoint.shards import plan_shards
 from zmqpp.checkpoint.share import stage_tensors
@@ -89,13 +98,21 @@ class Export:
             [StageRecord(f"stage_{i}", r.start, r.end) for i, r in enumerate(self.ranges)]
         )
         folders = [self._folder(stage, wanted.fingerprint) for stage in range(len(self.ranges))]
-        begin(self.out, wanted, self.overwrite)
-        check_space(self.out, sum(max(0, folder.size_bytes - folder.written_bytes) for folder in folders))
+        self._begin(wanted, folders)
         for folder in folders:
             self._stage(folder, wanted)
         manifest = msgspec.structs.replace(wanted, stages=[folder.record() for folder in folders])
         finish(self.out, manifest)
         return manifest
+
+    def _begin(self, wanted: PipelineManifest, folders: list[StageFolder]) -> None:
+        """Nothing that lies there is given up before it is known that the new export fits."""
+        discarded = in_the_way(self.out, wanted, self.overwrite)
+        if discarded is None:
+            check_space(self.out, sum(folder.missing_bytes for folder in folders))
+            return
+        check_space(self.out, sum(folder.size_bytes for folder in folders), discarded)
+        begin(self.out, wanted, discarded)
 
     def _manifest(self, stages: list[StageRecord]) -> PipelineManifest:
         return PipelineManifest(
@@ -126,7 +143,7 @@ class Export:
                 self.progress.say(f"stage {folder.stage}: already there, verified")
                 return
             self.progress.say(
-                f"stage {folder.stage}: already there, but damaged ({damage}); writing it again"
+                f"stage {folder.stage}: already there, but differs from the model ({damage}); writing it again"
             )
             reopen(self.out, wanted)
             discard(folder.final)

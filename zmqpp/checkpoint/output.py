@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,15 +76,15 @@ def _lock(descriptor: int, out: Path) -> None:
         pass  # Some network file systems cannot lock a folder; then two exports are the user's to keep apart.
 
 
-def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
-    """Note what this export will be, or find that it is the one begun here before.
+def in_the_way(out: Path, wanted: PipelineManifest, overwrite: bool) -> list[Path] | None:
+    """What `begin` will discard; None when this very export was begun here before and goes on.
 
     Raises:
         ConfigError: something else lies here, and `overwrite` is not set.
     """
     before = _before(out, overwrite)
     if before is not None and before.is_of_the_same(wanted):
-        return
+        return None
     stages = [path for path in out.iterdir() if _STAGE.fullmatch(path.name)]
     hidden = [path for path in out.iterdir() if _HIDDEN.fullmatch(path.name)]
     # An export that came to nothing, for lack of space say, is no obstacle.
@@ -97,9 +97,14 @@ def begin(out: Path, wanted: PipelineManifest, overwrite: bool) -> None:
     foreign = [path for path in stages if not _is_ours(path)]
     if foreign:
         raise ConfigError(f"{foreign[0]} is no exported stage, so it is not overwritten: remove it yourself")
+    return [*stages, *hidden]
+
+
+def begin(out: Path, wanted: PipelineManifest, discarded: list[Path]) -> None:
+    """Discard what was in the way and note what this export will be."""
     (out / PIPELINE_FILE).unlink(missing_ok=True)  # First: from here on nothing looks whole.
     sync_folder(out)
-    for path in [*stages, *hidden]:
+    for path in discarded:
         discard(path)
     write_file(out / BEGUN_FILE, wanted.encode())
 
@@ -135,15 +140,21 @@ def finish(out: Path, manifest: PipelineManifest) -> None:
     (out / BEGUN_FILE).unlink(missing_ok=True)
 
 
-def check_space(out: Path, needed_bytes: int) -> None:
-    """Raise ResourceError when the disk of `out` has less than `needed_bytes` free."""
+def check_space(out: Path, needed_bytes: int, discarded: Sequence[Path] = ()) -> None:
+    """Raise ResourceError when the disk of `out`, once `discarded` is gone, has less than `needed_bytes` free."""
     free = os.statvfs(out)
-    free_bytes = free.f_bavail * free.f_frsize
+    free_bytes = free.f_bavail * free.f_frsize + sum(map(_disk_bytes, discarded))
     if needed_bytes > free_bytes:
         raise ResourceError(
             f"the export needs {size(needed_bytes)} more in {out}, {size(free_bytes)} are free there: "
             f"free some, or give an --output-dir on another disk"
         )
+
+
+def _disk_bytes(folder: Path) -> int:
+    """What removing it gives back: a file with another name elsewhere gives nothing."""
+    files = [path.lstat() for path in folder.rglob("*")]
+    return sum(file.st_blocks * 512 for file in files if file.st_nlink == 1)
 
 
 def explained(out: Path, error: OSError) -> ZmqppError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from zmqpp.checkpoint.copying import Moved, damaged_tensor, write_shard
+from zmqpp.checkpoint.copying import Moved, damaged_tensor, source_sums, write_shard
 from zmqpp.checkpoint.durable import publish, write_file
 from zmqpp.checkpoint.files import INDEX
 from zmqpp.checkpoint.manifest import StageRecord
@@ -19,6 +19,8 @@ from zmqpp.layers import LayerRange
 
 CHECKSUMS = "zmqpp_checksums.json"
 """Beside the shards: file -> tensor -> checksum, so that a folder can be checked wherever it is copied to."""
+
+_BLOCK_BYTES = 4096
 
 
 class Checksums(msgspec.Struct):
@@ -70,34 +72,35 @@ class StageFolder:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files; the checksums are some dozen bytes a tensor."""
-        copies = sum(path.stat().st_size for path in self.copies.values())
-        sums = 128 * sum(len(shard.entries) for shard in self.shards)
-        return (
-            sum(shard.size_bytes for shard in self.shards)
-            + sum(map(len, self.texts.values()))
-            + copies
-            + sums
-        )
+        """Of all files, as a disk counts them; the checksums are some dozen bytes a tensor."""
+        sizes = [shard.size_bytes for shard in self.shards]
+        sizes += [path.stat().st_size for path in self.copies.values()]
+        sizes += map(len, self._made().values())
+        sizes.append(128 * sum(len(shard.entries) for shard in self.shards))
+        return sum(map(_in_blocks, sizes))
 
     @property
-    def written_bytes(self) -> int:
-        """Of its files that are there already."""
+    def missing_bytes(self) -> int:
+        """Of its files that are not there yet."""
         folder = self.final if self.final.exists() else self.partial
-        return sum((folder / s.name).stat().st_size for s in self.shards if (folder / s.name).exists())
+        there = [folder / shard.name for shard in self.shards if (folder / shard.name).exists()]
+        return max(0, self.size_bytes - sum(_in_blocks(path.stat().st_size) for path in there))
 
     def record(self) -> StageRecord:
         """For the manifest; valid once `damage` found none or `write` returned."""
         return StageRecord(self.name, self.layers.start, self.layers.end, self.weight_bytes, self._sums)
 
     def damage(self) -> str:
-        """What is wrong with the finished folder, by file and tensor; empty when every byte is as it shall be."""
-        self._sums = self._read_sums(self.final)
+        """What in the finished folder is not as the source has it now, by file and tensor; empty when nothing."""
+        self._sums = {}
+        recorded = self._read_sums(self.final)
         for shard in self.shards:
-            if wrong := damaged_tensor(
-                shard, self.final / shard.name, self._sums.get(shard.name, {}), self.moved
-            ):
+            sums = source_sums(shard, self.moved)
+            if wrong := damaged_tensor(shard, self.final / shard.name, sums, self.moved):
                 return f"{shard.name}: {wrong}"
+            if recorded.get(shard.name) != sums:
+                return CHECKSUMS
+            self._sums[shard.name] = sums
         for name, digest in self._expected_files().items():
             path = self.final / name
             if path.is_symlink() or not path.is_file() or _digest(path.read_bytes()) != digest:
@@ -111,27 +114,29 @@ class StageFolder:
             ChecksumError, ConfigError, OSError: as `write_shard`.
         """
         self.partial.mkdir(exist_ok=True)
-        self._sums = self._read_sums(self.partial)
+        self._sums = {}
         kept = 0
         for shard in self.shards:
-            if self._is_written(shard):
-                kept += 1
-                continue
-            self._sums[shard.name] = write_shard(shard, self.partial, self.moved)
+            sums = self._written(shard)
+            kept += sums is not None
+            self._sums[shard.name] = sums or write_shard(shard, self.partial, self.moved)
             self._write_sums()
         self._remove_strangers()
         for name, source in self.copies.items():
             (self.partial / name).parent.mkdir(exist_ok=True)
             write_file(self.partial / name, source.read_bytes())
-        for name, content in {INDEX: index(self.shards), **self.texts}.items():
+        for name, content in self._made().items():
             write_file(self.partial / name, content)
         publish(self.partial, self.final)
         return kept
 
-    def _is_written(self, shard: Shard) -> bool:
-        sums = self._sums.get(shard.name)
+    def _written(self, shard: Shard) -> dict[str, str] | None:
+        """Checksums of a shard that an earlier run wrote, if it holds what the source holds now."""
         path = self.partial / shard.name
-        return sums is not None and path.exists() and not damaged_tensor(shard, path, sums, self.moved)
+        if not path.exists():
+            return None
+        sums = source_sums(shard, self.moved)
+        return None if damaged_tensor(shard, path, sums, self.moved) else sums
 
     def _remove_strangers(self) -> None:
         wanted = {*(shard.name for shard in self.shards), CHECKSUMS}
@@ -141,8 +146,10 @@ class StageFolder:
 
     def _expected_files(self) -> dict[str, str]:
         expected = {name: _digest(path.read_bytes()) for name, path in self.copies.items()}
-        texts = {INDEX: index(self.shards), **self.texts}
-        return expected | {name: _digest(content) for name, content in texts.items()}
+        return expected | {name: _digest(content) for name, content in self._made().items()}
+
+    def _made(self) -> dict[str, bytes]:
+        return {INDEX: index(self.shards), **self.texts}
 
     def _read_sums(self, folder: Path) -> dict[str, dict[str, str]]:
         try:
@@ -156,6 +163,11 @@ class StageFolder:
         write_file(
             self.partial / CHECKSUMS, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
         )
+
+
+def _in_blocks(size_bytes: int) -> int:
+    """What most file systems take for a file of that size."""
+    return -(-size_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def _digest(content: bytes) -> str:
