@@ -21,7 +21,7 @@ def test_bench_alone_shows_what_there_is_to_measure() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("serve localhost:8080", "'localhost:8080' is no URL"),
+        ("serve ftp://localhost", "'ftp://localhost' is no address of a pipeline"),
         ("serve --num-prompts 0", "--num-prompts 0: must be at least 1"),
         ("serve --concurrency 0", "--concurrency 0: must be at least 1"),
         ("serve --input-len x", "invalid int value: 'x'"),

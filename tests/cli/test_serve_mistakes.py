@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_a_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
         port = str(server.getsockname()[1])
         refused(tmp_path, f"--api-port: port {port}", MODEL, "--api-port", port)
         refused(tmp_path, f"--base-port: port {port}", MODEL, "--base-port", port)
+        refused(tmp_path, f"port {port} is in use by pid {os.getpid()}", MODEL, "--port", port)
 
 
 def test_foreign_code_and_broken_files_are_found_before_the_start(tmp_path: Path) -> None:
@@ -62,6 +64,8 @@ def test_foreign_code_and_broken_files_are_found_before_the_start(tmp_path: Path
     shutil.copytree(docs_llama(), model)
     (model / "model.safetensors").write_bytes((docs_llama() / "model.safetensors").read_bytes()[:100_000])
     refused(tmp_path, "model.safetensors is truncated", str(model))
+    (model / "model.safetensors").unlink()
+    refused(tmp_path, f"{model} has no weights, such as model.safetensors", str(model))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Model"}}))
     refused(tmp_path, "add --trust-remote-code", str(model))

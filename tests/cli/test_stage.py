@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -212,6 +214,25 @@ def test_run_becomes_vllm_itself_with_its_pid_and_its_end(
         said = process.stderr.read()
     assert process.returncode == -signal.SIGTERM
     assert told["pid"] == process.pid
-    assert told["argv"][:2] == ["serve", "m"] and told["argv"][-2:] == ["--dtype", "half"]
+    words = " ".join(told["argv"])
+    assert told["argv"][:2] == ["serve", "m"] and "--dtype half" in words
+    assert ("--kv-cache-memory-bytes" in words) == shared
     assert (told["omp"] is not None) == shared
     assert ("warning: 192.0.2.78 is not an address of this machine (it has " in said) == (not shared)
+
+
+def test_what_is_wrong_on_the_stages_own_machine_is_told_before_vllm_starts(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(docs_llama(), model)
+    words = ["stage", "0", "--hosts", "127.0.0.1,127.0.0.1"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        busy = zmqpp(*words, "--model", str(model), "--base-port", str(port))
+        assert_mistake(busy, f"--base-port: port {port} on 127.0.0.1 is in use by pid {os.getpid()}")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Model"}}))
+    assert_mistake(zmqpp(*words, "--model", str(model)), "add --trust-remote-code")
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").unlink()
+    assert_mistake(zmqpp(*words, "--model", str(model)), f"{model} has no weights")
+    assert_mistake(zmqpp(*words, "--pipeline-dir", str(tmp_path)), f"no model directory {tmp_path}/stage_0")

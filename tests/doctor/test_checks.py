@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from zmqpp.doctor import Deployment, cgroup, machine, network, processors, software
+from zmqpp.doctor import Deployment, machine, network, processors, software
 from zmqpp.doctor.finding import Finding
+from zmqpp.pipeline import cgroup
 
 HERE = Deployment(stages=3, base_port=15550, api_port=8000)
 
@@ -165,6 +166,10 @@ def test_limits_of_a_container_are_those_of_every_group_around(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (1.5, 1_000_000)
+    group = tmp_path / ("outer" if version == 2 else "memory/outer")
+    (group / ("memory.current" if version == 2 else "memory.usage_in_bytes")).write_text("900000\n")
+    (group / "memory.stat").write_text("inactive_file 300000\nanon 5\n")
+    assert cgroup.memory_headroom() == 400_000
 
 
 def test_shared_memory_of_a_container_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:

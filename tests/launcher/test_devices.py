@@ -9,7 +9,7 @@ import pytest
 
 from zmqpp.errors import ConfigError
 from zmqpp.pipeline import devices
-from zmqpp.pipeline.devices import stage_environment, visible_devices
+from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
 
 
 @pytest.fixture
@@ -50,6 +50,34 @@ def test_cpu_stages_share_the_cores_and_leave_what_the_user_has_set(monkeypatch:
     assert (share["OMP_NUM_THREADS"], share["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert "OMP_NUM_THREADS" not in stage_environment(0, 3, [])
+
+
+def test_threads_are_not_more_than_a_container_gives_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(devices, "cpu_limit", lambda: 4.0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert stage_environment(0, 2, [])["OMP_NUM_THREADS"] == "2"
+
+
+def test_stages_share_the_memory_of_what_they_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr(devices, "available_bytes", lambda: 10 << 30)
+    assert memory_flags(2, ["0", "1"], ()) == ()
+    assert memory_flags(3, ["0", "1"], ()) == ("--gpu-memory-utilization", "0.450")
+    assert memory_flags(2, ["0"], (), cache_is_given=True) == ("--gpu-memory-utilization", "0.250")
+    assert memory_flags(2, ["0"], ("--kv-cache-memory-bytes=9",)) == ("--gpu-memory-utilization", "0.250")
+    assert memory_flags(2, ["0"], ("--gpu-memory-utilization", "0.3")) == ()
+    assert memory_flags(4, [], ()) == ("--kv-cache-memory-bytes", str(1 << 30))
+    assert memory_flags(4, [], ("--kv-cache-memory-bytes", "9")) == ()
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert memory_flags(4, [], ()) == ()
+
+
+@pytest.mark.parametrize("text", ["", "0,", ",", "0,,1"])
+def test_gpus_are_a_list(text: str) -> None:
+    assert parse_gpu_ids(None) == [] and parse_gpu_ids(" 0, 2") == ["0", "2"]
+    with pytest.raises(ConfigError, match="give GPUs with commas between"):
+        parse_gpu_ids(text)
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -167,7 +167,7 @@ TOOLS = {
     "doctor": {"checkpoint", "pipeline"},
     "cli": {"checkpoint", "watch", "pipeline", "gateway", "doctor", "models"},
 }
-SHARED = {"errors", "config", "endpoint", "layers", "units", "version", "_port_owner"}
+SHARED = {"errors", "extras", "config", "endpoint", "layers", "units", "version", "_port_owner"}
 # doctor asks whether the extension loads, and which versions of vLLM the plugin works with.
 EXTRA = {"software.py": {"_opening", "_engine", "vllm"}}
 

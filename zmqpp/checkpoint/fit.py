@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zmqpp.checkpoint import config as config_json
+from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.config import layer_count
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, check_contiguous, even_ranges
 
-__all__ = ["check_code_allowed", "check_layers", "read_config"]
+__all__ = ["check_code_allowed", "check_files", "check_layers", "read_config"]
+
+_WEIGHTS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.gguf")
+"""What vLLM looks for unless a --load-format says otherwise."""
 
 
 def read_config(model: str, flag: str = "--model") -> dict[str, Any]:
@@ -43,3 +48,18 @@ def check_code_allowed(config: Mapping[str, Any], model: str, vllm_flags: Sequen
             f"{model} brings Python code of its own (auto_map in its config.json), which vLLM runs only when you "
             "trust it: read that code, then add --trust-remote-code"
         )
+
+
+def check_files(model: str, vllm_flags: Sequence[str]) -> None:
+    """Find missing weights and broken shards from the headers; names that are no folder here pass, as other formats do.
+
+    Raises:
+        ConfigError: which file, and what is wrong with it.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir() or any(word.partition("=")[0] == "--load-format" for word in vllm_flags):
+        return
+    if any(folder.glob("*.safetensors*")):
+        Checkpoint.open(str(folder))
+    elif not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise ConfigError(f"{folder} has no weights, such as model.safetensors: copy them there")

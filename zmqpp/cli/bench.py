@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmqpp.cli.passing import check_flags, take_positional
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 
 if TYPE_CHECKING:
     from zmqpp.pipeline.load import Load, Measured
@@ -112,22 +113,16 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Load:
-    try:
-        import httpx  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
+    require("httpx", "rich")
     from zmqpp.pipeline.load import Load
+    from zmqpp.watch.remote import base_url
 
     for flag in ("num_prompts", "concurrency", "input_len", "output_len"):
         if getattr(arguments, flag) < 1:
             raise ConfigError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: must be at least 1")
     word, flags = take_positional(arguments.passed)
-    url = word or _URL
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is no URL; give one such as {_URL}")
     return Load(
-        url=url.rstrip("/"),
+        url=base_url(word or _URL),
         num_prompts=arguments.num_prompts,
         concurrency=arguments.concurrency,
         input_len=arguments.input_len,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmqpp.cli.passing import check_flags
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 from zmqpp.layers import parse_ranges
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     """
     from zmqpp.checkpoint.fit import check_code_allowed, read_config
     from zmqpp.pipeline.check import default_flags, read_subject
-    from zmqpp.pipeline.devices import sharing_flags, stage_environment, visible_devices
+    from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
     from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
     from zmqpp.pipeline.ports import free_base_port, free_port
 
@@ -113,25 +114,21 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     if arguments.against is not None:
         check_code_allowed(read_config(arguments.against, "--against"), arguments.against, flags)
     devices = visible_devices(arguments.device)
-    dtype = arguments.dtype or (None if devices else "float32")
+    vllm_flags = default_flags(subject, arguments.dtype or (None if devices else "float32"), flags)
     return PipelinePlan(
         model=subject.model,
         total=subject.total,
         base_port=free_base_port(subject.total, _HOST),
         api=ApiEndpoint(_HOST, free_port(_HOST), _NAME),
         ranges=subject.ranges,
-        arguments=(*default_flags(subject, dtype, flags), *sharing_flags(subject.total, devices)),
+        arguments=(*vllm_flags, *memory_flags(subject.total, devices, flags, cache_is_given=True)),
         environments=[stage_environment(index, subject.total, devices) for index in range(subject.total)],
         models=subject.models,
     )
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    try:
-        import httpx  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
+    require("httpx", "rich")
     if not arguments.test_input.strip():
         raise ConfigError("--test-input is empty: give a few words to go on from")
     if arguments.max_tokens < 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmqpp.cli.demo_plan import demo_plan
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +84,7 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start, complete, stop, report; returns the exit code."""
-    _check_extras()
+    require("httpx", "rich")
     from rich.console import Console
 
     from zmqpp.pipeline.launcher import Launcher
@@ -104,14 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say_stopping() -> None:
     print("stopping the stages (Ctrl-C again to force it)", file=sys.stderr, flush=True)
-
-
-def _check_extras() -> None:
-    try:
-        import httpx  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
 
 
 def _show_loading(launcher: Launcher, console: Console, timeout_s: float) -> None:
@@ -192,7 +185,7 @@ def _blame_stage(launcher: Launcher) -> None:
 
 
 def _report(launcher: Launcher, console: Console) -> None:
-    from zmqpp.pipeline.display import count, size
+    from zmqpp.units import count, size
 
     for state in launcher.states:
         line = f"stage {state.index}: layers {state.layers or '?'}, {count(state.parameters)} parameters"

@@ -9,7 +9,7 @@ from zmqpp.checkpoint.fit import check_layers, read_config
 from zmqpp.errors import ConfigError
 from zmqpp.layers import parse_ranges
 from zmqpp.models import docs_llama
-from zmqpp.pipeline.devices import sharing_flags, stage_environment, visible_devices
+from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
 
@@ -79,5 +79,6 @@ def _api_port(asked: int | None) -> int:
 
 
 def _vllm_arguments(stages: int, devices: list[str]) -> tuple[str, ...]:
+    memory = memory_flags(stages, devices, (), cache_is_given=True)
     common = ("--enforce-eager", "--max-model-len", str(_MAX_MODEL_LEN), "--max-num-seqs", "16")
-    return (*common, "--kv-cache-memory-bytes", str(_KV_CACHE_BYTES), *sharing_flags(stages, devices))
+    return (*common, "--kv-cache-memory-bytes", str(_KV_CACHE_BYTES), *memory)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmqpp.cli.split_arguments import add_ranges, split_texts, stage_count
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 from zmqpp.pipeline.signals import StopRequested, StopSignals
 from zmqpp.units import parse_size, size
 
@@ -125,10 +126,9 @@ def _shown(export: Export, quiet: bool) -> Iterator[Progress]:
 def _bar(total_bytes: int) -> Iterator[Progress]:
     from zmqpp.checkpoint.export import Progress
 
-    try:
-        from rich import progress as bars
-    except ModuleNotFoundError:
-        raise ConfigError("rich is missing: pip install 'zmqpp[cli]'") from None
+    require("rich")
+    from rich import progress as bars
+
     columns = (
         bars.BarColumn(),
         bars.DownloadColumn(),

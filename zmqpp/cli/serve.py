@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from zmqpp.cli.passing import take_positional
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 from zmqpp.pipeline.devices import DEVICES
 
 __all__ = ["add_to", "run"]
@@ -104,11 +104,11 @@ def _add_running(add: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops it, or the pipeline fails for good: never returns in good order."""
-    _check_extras()
+    require("httpx", "prometheus_client", "rich", "starlette", "uvicorn")
     from zmqpp.cli.serve_plan import serve_plan
     from zmqpp.cli.serve_screen import ServeScreen
     from zmqpp.gateway.app import build_app
-    from zmqpp.gateway.server import GatewayServer
+    from zmqpp.gateway.server import GatewayServer, check_address
     from zmqpp.pipeline.launcher import Launcher
     from zmqpp.pipeline.supervisor import Supervisor
 
@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--timeout must be above 0 seconds, and --max-restarts at least 0")
     model, flags = take_positional(arguments.passed)
     plan = serve_plan(arguments, model, flags)
+    check_address(arguments.host, arguments.port)
     with (
         ServeScreen(plan) as screen,
         Launcher(plan, arguments.log_dir, on_interrupt=screen.say_stopping) as launcher,
@@ -132,9 +133,3 @@ def run(arguments: argparse.Namespace) -> int:
             screen.open(gateway.url, arguments.log_dir)
             supervisor.run()
     return 0
-
-
-def _check_extras() -> None:
-    for name in ("httpx", "prometheus_client", "rich", "starlette", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"{name} is missing: pip install 'zmqpp[cli]'")

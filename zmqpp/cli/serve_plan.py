@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zmqpp.checkpoint.checkpoint import Checkpoint
-from zmqpp.checkpoint.fit import check_code_allowed, check_layers, read_config
+from zmqpp.checkpoint.fit import check_code_allowed, check_files, check_layers, read_config
 from zmqpp.checkpoint.split import Split, open_split
 from zmqpp.cli.passing import check_flags
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, parse_ranges
-from zmqpp.pipeline.devices import available_bytes, stage_environment, visible_devices
+from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
 
@@ -27,11 +25,6 @@ _TAKEN = {
     "--served-model-name": "give --name",
     "--uds": "stages listen on ports",
 }
-_MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
-_GPU_SHARE = 0.9
-"""Of a GPU's memory, for all stages on it together."""
-_CPU_SHARE, _CPU_KV_BYTES = 0.4, 4 << 30
-"""Of the machine's free memory, for the KV caches of all stages together; at most so many bytes for each."""
 
 
 def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence[str]) -> PipelinePlan:
@@ -46,10 +39,10 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
     vllm_flags = check_flags(flags, _TAKEN)
     split = _split(arguments, model)
     ranges = parse_ranges(arguments.ranges or [])
-    gpu_ids = _gpu_ids(arguments.gpu_ids)
+    gpu_ids = parse_gpu_ids(arguments.gpu_ids)
     devices = visible_devices(arguments.device)
     if gpu_ids and not devices:
-        gpu_ids = None
+        gpu_ids = []
         print(
             f"zmqpp: warning: --gpu-ids {arguments.gpu_ids}: there is no GPU here that the vLLM installed could use; "
             "stages run on the CPU",
@@ -63,7 +56,7 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
         base_port=arguments.base_port,
         api=ApiEndpoint(_RING_HOST, arguments.api_port, *_names(arguments.name, split, model)),
         ranges=ranges,
-        arguments=(*vllm_flags, *_memory_share(vllm_flags, stages, gpu_ids or devices)),
+        arguments=(*vllm_flags, *memory_flags(stages, gpu_ids or devices, vllm_flags)),
         environments=[stage_environment(i, stages, devices, gpu_ids) for i in range(stages)],
         models=[str(path) for path in split.models] if split else (),
         host=_RING_HOST,
@@ -107,18 +100,12 @@ def _check_model(
     if split is not None:
         check_code_allowed(split.config, str(split.folder), flags)
         for path in split.models:
-            _check_files(path)
+            check_files(str(path), flags)
     elif model is not None:
         config = read_config(model, "MODEL")
         check_layers(config, stages, ranges)
         check_code_allowed(config, model, flags)
-        _check_files(Path(model).expanduser())
-
-
-def _check_files(folder: Path) -> None:
-    """A missing or broken shard is found from the headers, before anything is started; other formats are vLLM's."""
-    if any(folder.glob("*.safetensors*")):
-        Checkpoint.open(str(folder))
+        check_files(model, flags)
 
 
 def _names(name: str | None, split: Split | None, model: str | None) -> tuple[str, tuple[str, ...]]:
@@ -126,28 +113,6 @@ def _names(name: str | None, split: Split | None, model: str | None) -> tuple[st
     given = name or str(split.folder if split else model)
     short = Path(given).name
     return given, ((short,) if short not in ("", given) and not name else ())
-
-
-def _gpu_ids(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    chosen = [part.strip() for part in text.split(",")]
-    if not all(chosen):
-        raise ConfigError(f"--gpu-ids {text!r}: give GPUs with commas between, for example 0,1")
-    return chosen
-
-
-def _memory_share(flags: Sequence[str], stages: int, devices: Sequence[str]) -> tuple[str, ...]:
-    """vLLM takes nearly all memory of a device for itself; stages that share one must take less each."""
-    if any(word.partition("=")[0] in _MEMORY_FLAGS for word in flags):
-        return ()
-    if not devices:
-        if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
-            return ()
-        share = int(_CPU_SHARE * available_bytes() / stages)
-        return ("--kv-cache-memory-bytes", str(min(_CPU_KV_BYTES, share)))
-    sharing = -(-stages // len(devices))
-    return ("--gpu-memory-utilization", f"{_GPU_SHARE / sharing:.3f}") if sharing > 1 else ()
 
 
 def _check_ports(plan: PipelinePlan, arguments: argparse.Namespace) -> None:

@@ -89,12 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if index is None:
         raise ConfigError("--all prints the plan: add --print or --json; to run one stage give its index")
+    _check_here(plan.stages[index], arguments)
     _become(plan, index)
 
 
 def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan:
     from zmqpp.checkpoint.fit import check_layers, read_config
     from zmqpp.checkpoint.split import open_split
+    from zmqpp.pipeline.devices import parse_gpu_ids
 
     if bool(arguments.model) == bool(arguments.pipeline_dir):
         raise ConfigError("give either --model MODEL, or --pipeline-dir DIR made by `zmqpp export`")
@@ -113,21 +115,18 @@ def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan
         api=ApiEndpoint(arguments.api_host, arguments.api_port, ""),
         ranges=ranges,
         arguments=flags,
-        environments=_environments(arguments.gpu_ids, hosts),
+        environments=_environments(parse_gpu_ids(arguments.gpu_ids), hosts),
         models=[str(exported / f"stage_{i}") for i in range(len(hosts))] if arguments.pipeline_dir else (),
         hosts=hosts,
     )
 
 
-def _environments(gpu_ids: str | None, hosts: tuple[str, ...]) -> list[dict[str, str]]:
+def _environments(gpu_ids: list[str], hosts: tuple[str, ...]) -> list[dict[str, str]]:
     """The K-th stage of a machine takes the K-th of the GPUs."""
-    if gpu_ids is None:
+    if not gpu_ids:
         return []
-    chosen = [name.strip() for name in gpu_ids.split(",")]
-    if not all(chosen):
-        raise ConfigError(f"--gpu-ids {gpu_ids!r}: give GPUs with commas between, for example 0,1")
     places = [hosts[:index].count(host) for index, host in enumerate(hosts)]
-    return [{"CUDA_VISIBLE_DEVICES": chosen[place % len(chosen)]} for place in places]
+    return [{"CUDA_VISIBLE_DEVICES": gpu_ids[place % len(gpu_ids)]} for place in places]
 
 
 def _index(word: str | None, total: int, every: bool) -> int | None:
@@ -167,30 +166,51 @@ def _printed(stage: StagePlan) -> str:
     return f"# {stage.host}: stage {stage.index}\n" + " \\\n    ".join(lines)
 
 
-def _become(plan: PipelinePlan, index: int) -> NoReturn:
-    """Replace this process, so that signals and the exit code are vLLM's own."""
-    from zmqpp.pipeline.devices import vllm_is_cpu
+def _check_here(stage: StagePlan, arguments: argparse.Namespace) -> None:
+    """What can be known on the stage's own machine before vLLM is loaded: the model's files and code, the ports."""
+    from zmqpp.checkpoint.fit import check_code_allowed, check_files, read_config
     from zmqpp.pipeline.own_address import address_doubt
+    from zmqpp.pipeline.ports import check_port_free
 
-    on_cpu = vllm_is_cpu()
-    stage = plan.stages[index]
+    flag = "--pipeline-dir" if arguments.pipeline_dir else "--model"
+    check_code_allowed(read_config(stage.model, flag), stage.model, stage.arguments)
+    check_files(stage.model, stage.arguments)
     doubt = address_doubt(stage.host)
     if doubt:
         print(f"zmqpp: warning: {doubt}", file=sys.stderr)
-    environment = {**_share(plan, index, on_cpu), **stage.environment}
+    else:
+        check_port_free(stage.host, stage.bind_port, "--base-port")
+    if stage.api is not None:
+        check_port_free(stage.api.host or "0.0.0.0", stage.api.port, "--api-port")
+
+
+def _become(plan: PipelinePlan, index: int) -> NoReturn:
+    """Replace this process, so that signals and the exit code are vLLM's own."""
+    share, flags = _share(plan, index)
+    stage = plan.stages[index]
+    environment = {**share, **stage.environment}
     for name, value in environment.items():
         print(f"zmqpp: {name}={value}", file=sys.stderr)
+    if flags:
+        print(f"zmqpp: {' '.join(flags)}", file=sys.stderr)
     sys.stderr.flush()
-    command = stage.command()
+    command = [*stage.command(), *flags]
     os.execve(command[0], command, {**os.environ, **environment})
 
 
-def _share(plan: PipelinePlan, index: int, on_cpu: bool) -> dict[str, str]:
-    """On the CPU several stages of one machine share its cores; alone, vLLM's own choice is the best."""
-    from zmqpp.pipeline.devices import stage_environment
+def _share(plan: PipelinePlan, index: int) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Stages of one machine share its GPUs, or its cores, and memory; alone, vLLM's own choice is the best."""
+    from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
 
-    host = plan.stages[index].host
-    stages = [stage.index for stage in plan.stages if stage.host == host]
-    if not on_cpu or len(stages) == 1:
-        return {}
-    return stage_environment(stages.index(index), len(stages), [])
+    stage = plan.stages[index]
+    chosen = {
+        place.environment["CUDA_VISIBLE_DEVICES"]
+        for place in plan.stages
+        if place.host == stage.host and place.environment
+    }
+    devices = visible_devices()
+    stages = [place.index for place in plan.stages if place.host == stage.host]
+    if len(stages) == 1:
+        return {}, ()
+    share = stage_environment(stages.index(index), len(stages), devices)
+    return share, memory_flags(len(stages), sorted(chosen) or devices, stage.arguments)

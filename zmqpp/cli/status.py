@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not 0 < arguments.interval < 86_400:
         raise ConfigError(f"--interval {arguments.interval:g}: give seconds above 0, such as 1")
+    require("httpx", "rich")
     url = base_url(arguments.url)
     status, raw = fetch_status(url)
     if arguments.json:
@@ -75,10 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _console() -> Console:
-    try:
-        from rich.console import Console
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
+    from rich.console import Console
+
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_COLUMNS)
 
 

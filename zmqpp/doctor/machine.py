@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zmqpp.config import TransportConfig
-from zmqpp.doctor.cgroup import memory_limit
 from zmqpp.doctor.deployment import Deployment
 from zmqpp.doctor.finding import Finding, ok, problem, warning
+from zmqpp.pipeline.cgroup import memory_limit
+from zmqpp.pipeline.memory import available_bytes, total_bytes
 
 __all__ = ["SHARED", "leftovers", "limits", "memory", "shared_memory", "size"]
 
@@ -22,7 +23,7 @@ _LEAST_FILES = 4096
 
 
 def memory(deployment: Deployment) -> Iterator[Finding]:
-    total, available = _meminfo("MemTotal"), _meminfo("MemAvailable")
+    total, available = total_bytes(), available_bytes()
     limit = memory_limit()
     text = f"{size(available)} of {size(total)} available"
     if limit is not None and limit < total:
@@ -109,14 +110,6 @@ def _limit(value: int, *, in_bytes: bool = False) -> str:
     if value == resource.RLIM_INFINITY:
         return "unlimited"
     return size(value) if in_bytes else str(value)
-
-
-def _meminfo(name: str) -> int:
-    """Bytes. Source: proc(5), /proc/meminfo has kB."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"/proc/meminfo has no {name}")
 
 
 def size(number: int) -> str:

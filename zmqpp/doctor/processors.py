@@ -6,10 +6,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from zmqpp.doctor.cgroup import cpu_limit
 from zmqpp.doctor.deployment import Deployment
 from zmqpp.doctor.finding import Finding, ok, problem, warning
 from zmqpp.doctor.software import installed
+from zmqpp.pipeline.cgroup import cpu_limit
 
 __all__ = ["cores", "gpus"]
 

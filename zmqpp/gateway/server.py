@@ -18,12 +18,17 @@ from zmqpp.errors import ConfigError, LaunchError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-__all__ = ["GatewayServer"]
+__all__ = ["GatewayServer", "check_address"]
 
 _GRACE_S = 1
 """How long open responses may take to finish after `stop`; then they are ended."""
 _START_S = 10.0
 _STOP_S = 15.0
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ConfigError when nobody could listen there now: `start` would say the same, but later."""
+    _listen(host, port).close()
 
 
 class GatewayServer:

@@ -7,21 +7,26 @@ import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from zmqpp.errors import ConfigError
+from zmqpp.pipeline.cgroup import cpu_limit
+from zmqpp.pipeline.memory import available_bytes
 
 __all__ = [
     "DEVICES",
-    "available_bytes",
     "listed_gpus",
-    "sharing_flags",
+    "memory_flags",
+    "parse_gpu_ids",
     "stage_environment",
     "visible_devices",
     "vllm_is_cpu",
 ]
 
 DEVICES = ("auto", "cpu", "cuda")
+_GPU_SHARE, _LEAST_GPU_SHARE = 0.9, 0.5
+"""Of a GPU's memory, for all stages on it together."""
+_CPU_SHARE, _CPU_KV_BYTES = 0.4, 4 << 30
+"""Of the machine's free memory, for the KV caches of all stages together; at most so many bytes for each."""
 _ASK_S = 30.0
 
 
@@ -65,7 +70,7 @@ def vllm_is_cpu() -> bool:
 
 
 def stage_environment(
-    index: int, stages: int, devices: Sequence[str], gpu_ids: Sequence[str] | None = None
+    index: int, stages: int, devices: Sequence[str], gpu_ids: Sequence[str] = ()
 ) -> dict[str, str]:
     """What to set for stage `index` of `stages` on this machine; what the user has set for the CPU stays.
 
@@ -78,31 +83,53 @@ def stage_environment(
     if chosen:
         wanted["CUDA_VISIBLE_DEVICES"] = chosen[index % len(chosen)]
         return wanted
-    cores = len(os.sched_getaffinity(0))
-    wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, cores // stages))}
+    threads = max(1, _usable_cores() // stages)
+    wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def available_bytes() -> int:
-    """Memory that this process and its children may still take: the machine's, or what its control group leaves."""
-    meminfo = Path("/proc/meminfo").read_text()
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    available = int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
-        return min(available, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return available  # No control group, or one without a limit ("max").
+def memory_flags(
+    stages: int, devices: Sequence[str], flags: Sequence[str], *, cache_is_given: bool = False
+) -> tuple[str, ...]:
+    """vLLM takes nearly all memory of a device for itself; stages that share one must take less each.
 
-
-def sharing_flags(stages: int, devices: Sequence[str]) -> tuple[str, ...]:
-    """For processes whose cache has a given size: vLLM refuses to start on a GPU that has less free memory than its
-    usual share, though it would not take it."""
-    if not devices:
+    Args:
+        stages: on this machine, taking `devices` in turn; without devices they share its memory.
+        flags: the user's own for vLLM, which stand.
+        cache_is_given: the KV cache has a size of its own. vLLM then still refuses to start on a GPU with less free
+            memory than its usual share, though it would not take it.
+    """
+    given = {word.partition("=")[0] for word in flags}
+    cache_is_given = cache_is_given or "--kv-cache-memory-bytes" in given
+    if "--gpu-memory-utilization" in given:
         return ()
-    sharing = -(-stages // len(devices))
-    return ("--gpu-memory-utilization", f"{0.5 / sharing:.3f}")
+    if devices:
+        sharing = -(-stages // len(devices))
+        if cache_is_given:
+            return ("--gpu-memory-utilization", f"{_LEAST_GPU_SHARE / sharing:.3f}")
+        return ("--gpu-memory-utilization", f"{_GPU_SHARE / sharing:.3f}") if sharing > 1 else ()
+    if cache_is_given or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return ()
+    share = int(_CPU_SHARE * available_bytes() / stages)
+    return ("--kv-cache-memory-bytes", str(min(_CPU_KV_BYTES, share)))
+
+
+def parse_gpu_ids(text: str | None) -> list[str]:
+    """`0,1` of --gpu-ids; empty when it was not given.
+
+    Raises:
+        ConfigError: it is no list with commas between.
+    """
+    chosen = [name.strip() for name in text.split(",")] if text is not None else []
+    if not all(chosen):
+        raise ConfigError(f"--gpu-ids {text!r}: give GPUs with commas between, for example 0,1")
+    return chosen
+
+
+def _usable_cores() -> int:
+    """Not more than the control group gives time on: more threads would only wait for one another."""
+    cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
+    return cores if limit is None else min(cores, max(1, round(limit)))
 
 
 def listed_gpus() -> list[str]:

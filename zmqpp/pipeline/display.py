@@ -14,7 +14,7 @@ from rich.text import Text
 from zmqpp.pipeline.state import StageState
 from zmqpp.units import count, size
 
-__all__ = ["StageDisplay", "count", "size"]
+__all__ = ["StageDisplay"]
 
 _COLOURS = {
     "loading": "cyan",

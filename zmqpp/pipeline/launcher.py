@@ -75,23 +75,33 @@ class Launcher:
         return self
 
     def start(self) -> None:
-        """Start every stage at once: they find one another in any order."""
-        self._events_path.write_bytes(b"")
-        self._events_offset = 0
+        """Start every stage at once: they find one another in any order.
+
+        Raises:
+            LaunchError: this machine does not allow it: no room for logs, too many processes.
+        """
         self.culprit = None
-        for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
-            with self._signals.held():
-                state.started_s = time.time()
-                environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
-                self._guard.watch(process.start(stage.command(), environment))
+        with _told_as_launch_error():
+            self._events_path.write_bytes(b"")
+            self._events_offset = 0
+            for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
+                with self._signals.held():
+                    state.started_s = time.time()
+                    environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
+                    self._guard.watch(process.start(stage.command(), environment))
 
     def restart(self) -> None:
-        """End what is left of every stage, and start all of them anew; their last logs become `stage_I.log.1`."""
+        """End what is left of every stage, and start all of them anew; their last logs become `stage_I.log.1`.
+
+        Raises:
+            LaunchError: as `start`.
+        """
         deadline = time.monotonic() + _FOLLOW_S
         self._await_end(self._processes, deadline)  # Neighbours of a lost stage leave by themselves.
         self._end(time.monotonic() + self._grace_s)
-        for process in self._processes:
-            process.keep_log()
+        with _told_as_launch_error():
+            for process in self._processes:
+                process.keep_log()
         self.states[:] = [StageState(stage.index) for stage in self.plan.stages]
         self.start()
 
@@ -216,6 +226,15 @@ def _killed_by(signum: int) -> str:
         name = f"signal {signum}"
     memory = ", perhaps by the kernel for want of memory (see dmesg)" if signum == signal.SIGKILL else ""
     return f"was killed by {name}{memory}"
+
+
+@contextmanager
+def _told_as_launch_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise LaunchError(f"the stages cannot be started: {where}{error.strerror or error}") from error
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 from zmqpp.errors import ConfigError, LaunchError, RemoteError
 from zmqpp.pipeline.process import StageProcess
 from zmqpp.pipeline.stage_log import clear_line
+from zmqpp.watch.remote import fetch_status
+from zmqpp.watch.status import PipelineStatus
 
 __all__ = ["Load", "Measured", "measure"]
 
@@ -74,7 +76,7 @@ def measure(load: Load) -> Measured:
         LaunchError: `vllm bench serve` failed, with its own reason.
     """
     model, tokenizer = _model(load)
-    samples: list[dict[str, Any]] = []
+    samples: list[PipelineStatus] = []
     with tempfile.TemporaryDirectory(prefix="zmqpp-load-") as folder:
         log, result = Path(folder) / "bench.log", Path(folder) / "result.json"
         with _running(_command(load, model, tokenizer, result), log) as process:
@@ -148,14 +150,8 @@ def _command(load: Load, model: str, tokenizer: str, result: Path) -> list[str]:
         *["--dataset-name", "random", "--num-prompts", str(load.num_prompts)],
         *["--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len)],
         *["--max-concurrency", str(load.concurrency), "--ignore-eos", "--temperature", "0", "--disable-tqdm"],
-        *[
-            "--save-result",
-            "--save-detailed",
-            "--result-dir",
-            str(result.parent),
-            "--result-filename",
-            result.name,
-        ],
+        *["--save-result", "--save-detailed"],
+        *["--result-dir", str(result.parent), "--result-filename", result.name],
         *load.flags,
     ]
 
@@ -171,25 +167,21 @@ def _running(command: list[str], log: Path) -> Iterator[StageProcess]:
         process.reap()
 
 
-def _status(url: str) -> list[dict[str, Any]]:
+def _status(url: str) -> list[PipelineStatus]:
     """One sample, or none where the endpoint has no such page."""
-    import httpx
-
     try:
-        response = httpx.get(f"{url}/pipeline/status", timeout=_ASK_S, trust_env=False)
-        status = response.json() if response.status_code == 200 else None
-    except (httpx.HTTPError, ValueError):
+        return [fetch_status(url)[0]]
+    except ConfigError:
         return []
-    return [status] if isinstance(status, dict) and "bubble" in status else []
 
 
-def _pipeline(samples: list[dict[str, Any]]) -> dict[str, float] | None:
+def _pipeline(samples: list[PipelineStatus]) -> dict[str, float] | None:
     """Means over the samples in which steps were under way."""
     if not samples:
         return None
-    busy = [sample for sample in samples if sample.get("tokens_per_s") or sample.get("in_flight")]
-    rates = [float(sample.get("tokens_per_s", 0.0)) for sample in busy] or [0.0]
-    bubbles = [float(sample["bubble"]) for sample in busy] or [0.0]
+    busy = [sample for sample in samples if sample.tokens_per_s or sample.in_flight]
+    rates = [sample.tokens_per_s for sample in busy] or [0.0]
+    bubbles = [sample.bubble for sample in busy] or [0.0]
     return {
         "tokens_per_s": sum(rates) / len(rates),
         "peak_tokens_per_s": max(rates),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 
+from zmqpp._port_owner import port_owner
 from zmqpp.errors import ConfigError
 
 __all__ = ["check_port_free", "free_base_port", "free_port", "is_free"]
@@ -33,7 +34,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 def check_port_free(host: str, port: int, flag: str) -> None:
     """Raise ConfigError naming `flag` when something listens on the port already."""
     if not is_free(host, port):
-        raise ConfigError(f"{flag}: port {port} on {host} is in use; choose another, or leave {flag} out")
+        owner = port_owner(port) or "another process"
+        raise ConfigError(f"{flag}: port {port} on {host} is in use by {owner}; choose another")
 
 
 def is_free(host: str, port: int) -> bool:

@@ -14,6 +14,7 @@ from zmqpp.pipeline.session import kill_session, session_members, signal_process
 __all__ = ["StageProcess"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_REAP_S = 1.0
 
 
 class StageProcess:
@@ -72,12 +73,15 @@ class StageProcess:
         )
 
     def reap(self) -> None:
-        """Kill what is left of the session, then collect the exit status. Idempotent."""
+        """Kill what is left of the session, then collect the exit status. Idempotent; seconds at most."""
         if self._process is None:
             return
         kill_session(self._process.pid)
         self.exit_code()
-        self._process.wait()
+        try:
+            self._process.wait(_REAP_S)
+        except subprocess.TimeoutExpired:
+            pass  # The kernel holds it, and it is dead as soon as it is let go; subprocess collects it then.
         self._process, self._exit_code = None, None
 
 

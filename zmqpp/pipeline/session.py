@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 __all__ = ["kill_session", "session_members", "signal_process"]
+
+_KILL_S, _KILL_POLL_S = 10.0, 0.005
 
 
 def session_members(session: int) -> list[int]:
@@ -18,11 +21,18 @@ def session_members(session: int) -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and _lives_in(int(name), session)]
 
 
-def kill_session(session: int) -> None:
-    """SIGKILL everything in `session`, also what is started meanwhile; returns when none is left running."""
-    while members := session_members(session):
+def kill_session(session: int) -> list[int]:
+    """SIGKILL everything in `session`, also what is started meanwhile; returns when none is left running.
+
+    A process that the kernel holds, waiting for a dead network disk say, dies only when it is let go: after some
+    seconds those are left to it, and returned.
+    """
+    deadline = time.monotonic() + _KILL_S
+    while (members := session_members(session)) and time.monotonic() < deadline:
         for pid in members:
             signal_process(pid, signal.SIGKILL)
+        time.sleep(_KILL_POLL_S)
+    return members
 
 
 def signal_process(pid: int, signum: int) -> None:

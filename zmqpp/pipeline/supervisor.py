@@ -77,6 +77,7 @@ class Supervisor:
             self._on_poll()
         self._on_poll()
         self._ready_at = time.monotonic()
+        self._recoveries += kind == "recovered"
         self._enter("ready", "")
         self._note(kind, f"all {self._launcher.plan.total} stages are ready")
 
@@ -102,7 +103,6 @@ class Supervisor:
             try:
                 self._launcher.restart()
                 self._await_ready("recovered")
-                self._recoveries += 1
                 return
             except LaunchError as again:
                 error = again

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from zmqpp.errors import ConfigError
+from zmqpp.extras import require
 from zmqpp.watch.status import PipelineStatus
 
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ def fetch(url: str, path: str, timeout_s: float) -> bytes:
     Raises:
         ConfigError: nothing answers there, or not a pipeline; one line that says which.
     """
-    try:
-        import httpx
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'zmqpp[cli]'") from error
+    require("httpx")
+    import httpx
+
     try:
         # trust_env=False: a proxy configured for the internet has no business with a pipeline's address.
         response = httpx.get(
