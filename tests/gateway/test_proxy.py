@@ -144,6 +144,12 @@ def test_offer_of_http2_is_passed_over(gateway: str) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("value", ["a\x01b", "a\x00b", "a\x7fb"])
+def test_header_that_http_does_not_allow_is_the_clients_mistake(gateway: str, value: str) -> None:
+    said = raw(gateway, f"GET /digest HTTP/1.1\nHost: x\nX-Odd: {value}\nConnection: close\n\n")
+    assert said.startswith(b"HTTP/1.1 400"), said
+
+
 def test_old_client_without_a_host_is_served(gateway: str) -> None:
     assert raw(gateway, "GET /digest HTTP/1.0\n\n").startswith(b"HTTP/1.1 200 ")
 

@@ -59,6 +59,15 @@ def test_stage_that_is_not_ready_is_exit_code_1_and_its_reason(url: str, script:
     assert "lost for 12 min: no sign of life for 5 s" in done.stdout
 
 
+def test_names_from_the_network_cannot_steer_the_terminal(url: str, script: Scripted) -> None:
+    script.status.model = "m\x1b]0;title\x07\x9b2J"
+    script.status.stages[1].state, script.status.stages[1].reason = "lost", "r\x1b[2J\r\n"
+    script.status.events[-1].text = "e\x1b[1A"
+    done = status(url, "--once")
+    assert not set("\x1b\x07\x9b\r") & set(done.stdout)
+    assert "m\ufffd]0;title" in done.stdout and "e\ufffd[1A" in done.stdout
+
+
 def test_pipeline_without_all_its_stages_is_exit_code_1(url: str, script: Scripted) -> None:
     script.status.total_stages = 4
     assert status(url, "--json").returncode == 1

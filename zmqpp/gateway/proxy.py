@@ -21,7 +21,7 @@ from zmqpp.gateway.upstream import Upstream
 
 __all__ = ["Proxy"]
 
-_KINDS = {502: "BadGatewayError", 503: "ServiceUnavailableError"}
+_KINDS = {400: "BadRequestError", 502: "BadGatewayError", 503: "ServiceUnavailableError"}
 _NOTICE_S = 0.5
 """How long the launcher gets to find out which stage died before a client is told that one did."""
 
@@ -59,7 +59,9 @@ class Proxy:
                 exchange.client_gone = True
             await _ended(reading)
             failure = await _ended(passing)
-        if isinstance(failure, httpx.TransportError) and not exchange.client_gone:
+        if isinstance(failure, httpx.LocalProtocolError) and not exchange.client_gone:
+            await exchange.fail(400, f"this request cannot be passed on: {failure}")
+        elif isinstance(failure, httpx.TransportError) and not exchange.client_gone:
             unreached = isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout))
             await exchange.fail(503 if unreached else 502, await self._explain(failure))
         elif failure is not None and not isinstance(failure, asyncio.CancelledError):

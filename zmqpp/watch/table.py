@@ -38,19 +38,19 @@ def drawn(status: PipelineStatus, trouble: str = "") -> RenderableType:
     """
     parts: list[RenderableType] = [_headline(status)]
     if status.reason and status.state != "ready":
-        parts.append(Text(status.reason, style="red"))
+        parts.append(Text(_shown(status.reason), style="red"))
     parts += [Text(), _stages(status)]
     if status.events:
         parts += [Text(), _events(status.events[-_EVENTS:])]
     if trouble:
-        parts += [Text(), Text(trouble, style="bold red")]
+        parts += [Text(), Text(_shown(trouble), style="bold red")]
     return Group(*parts)
 
 
 def _headline(status: PipelineStatus) -> Text:
-    line = Text(status.model or "pipeline", style="bold")
+    line = Text(_shown(status.model) or "pipeline", style="bold")
     line.append("  ")
-    line.append(status.state, style=_COLOURS.get(status.state, "yellow"))
+    line.append(_shown(status.state), style=_COLOURS.get(status.state, "yellow"))
     if status.since and status.at:
         line.append(f" for {span(status.at - status.since)}", style="dim")
     line.append(f"  {status.tokens_per_s:.1f} tokens/s", style="not bold")
@@ -74,9 +74,9 @@ def _figures(stage: StageStatus) -> list[str]:
     moving = stage.state == "ready"
     return [
         str(stage.stage),
-        stage.host or "-",
+        _shown(stage.host) or "-",
         f"{layers.start}-{layers.end}" if layers else "-",
-        stage.link.lane or "-",
+        _shown(stage.link.lane or "-"),
         f"{recent.tokens_per_s:.1f}" if moving else "-",
         f"{size(round(recent.bytes_sent_per_s))}/s" if moving else "-",
         str(stage.queue),
@@ -86,11 +86,11 @@ def _figures(stage: StageStatus) -> list[str]:
 
 
 def _state(stage: StageStatus, now: float) -> Text:
-    text = Text(stage.state, style=_COLOURS.get(stage.state, "yellow"))
+    text = Text(_shown(stage.state), style=_COLOURS.get(stage.state, "yellow"))
     if stage.state != "ready" and stage.since and now:
         text.append(f" for {span(now - stage.since)}", style="not bold")
     if stage.state != "ready" and stage.reason:
-        text.append(f": {stage.reason}", style="not bold")
+        text.append(f": {_shown(stage.reason)}", style="not bold")
     return text
 
 
@@ -101,8 +101,14 @@ def _events(events: list[Event]) -> Table:
     table.add_column(overflow="fold")
     for event in events:
         at = time.strftime("%H:%M:%S", time.localtime(event.at))
-        table.add_row(at, Text(event.kind, style=_KINDS.get(event.kind, "yellow")), Text(event.text))
+        kind = Text(_shown(event.kind), style=_KINDS.get(event.kind, "yellow"))
+        table.add_row(at, kind, Text(_shown(event.text)))
     return table
+
+
+def _shown(text: str) -> str:
+    """Names and reasons come over the network: what would steer the terminal is shown as a sign of its own."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _millis(seconds: float) -> str:
