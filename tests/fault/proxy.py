@@ -161,6 +161,12 @@ class _Relay:
             self._poller.register(each, zmq.POLLIN)
 
     def run(self) -> None:
+        try:
+            self._relay()
+        finally:
+            self._close()
+
+    def _relay(self) -> None:
         upstream, downstream = self._monitors
         while not self._stop.is_set():
             ready = dict(self._poller.poll(_TICK_MS))
@@ -172,6 +178,8 @@ class _Relay:
                 break
         for frame in self._held:
             self._send(frame)
+
+    def _close(self) -> None:
         for each in (self._pull, self._push):
             each.disable_monitor()
         for monitor in self._monitors:
@@ -193,9 +201,11 @@ class _Relay:
 
     def _send(self, frame: bytes) -> None:
         while not self._stop.is_set() and not self._monitors[1].poll(0):
-            if self._push.poll(_TICK_MS, zmq.POLLOUT):
+            try:
                 self._push.send(frame, zmq.DONTWAIT)
                 return
+            except zmq.Again:  # No room, or the receiver is about to be missed.
+                self._push.poll(_TICK_MS, zmq.POLLOUT)
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
