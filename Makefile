@@ -21,9 +21,10 @@ check: build  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy zmqpp
 
+# A file's tests stay together, in one process; files of two at a time.
 test: build  ## the whole test suite
 	@$(PYTHON) packaging/install.py --browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: build  ## the tests that need no vLLM
 	@$(PYTHON) packaging/install.py --browser
