@@ -51,7 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"data": [{"id": "model", "root": self.server.root}]})
         elif self.path == "/pipeline/status" and self.server.with_status:
             busy = self.server.at_once > 0
-            self._answer({"in_flight": int(busy), "tokens_per_s": 50.0 * busy, "bubble": 0.25 * busy})
+            told = {"state": "ready", "stages": [], "in_flight": int(busy)}
+            self._answer({**told, "tokens_per_s": 50.0 * busy, "bubble": 0.25 * busy})
         else:
             self._answer({"error": "not found"}, 404)
 

@@ -15,6 +15,7 @@ import pytest
 
 from zmqpp.errors import ConfigError, LaunchError, RemoteError
 from zmqpp.pipeline.client import Completion, stream_completion
+from zmqpp.pipeline.events import EVENTS_VARIABLE, emit
 from zmqpp.pipeline.launcher import Launcher
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,6 +123,21 @@ def test_stage_killed_while_serving_is_noticed(tmp_path: Path) -> None:
             while time.monotonic() < deadline:
                 launcher.check()
                 time.sleep(0.05)
+
+
+def test_who_was_killed_is_the_cause_though_a_neighbour_said_first_that_it_lost_him(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Launcher(fake_pipeline("ok", "ok"), tmp_path / "logs") as launcher:
+        launcher.start()
+        launcher.wait_ready(30)
+        pid = launcher.pids()[1]
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "logs" / "events.jsonl"))
+        emit(0, "failed", reason="its engine process is gone")
+        with pytest.raises(LaunchError, match="stage 1 was killed by SIGKILL"):
+            launcher.check()
 
 
 def is_stage(pid: int, index: int) -> bool:

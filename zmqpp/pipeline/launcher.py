@@ -33,6 +33,7 @@ _POLL_S = 0.1
 _LOADING_GRACE_S = 3.0
 _FOLLOW_S = 2.0
 """For the other stages to follow when stage 0 has stopped."""
+_KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 class Launcher:
@@ -119,14 +120,17 @@ class Launcher:
         Raises:
             LaunchError: a stage failed or ended: which, its exit code, its reason, its log.
         """
-        ended = [process.exit_code() is not None for process in self._processes]
+        codes = [process.exit_code() for process in self._processes]
         changed = self._read_events()  # After the exit codes: a stage says why just before it ends.
-        # One failure takes the neighbours down: the first that gave a reason of its own is the cause.
+        # One failure takes the neighbours down. Who was killed has no last word, and nobody is killed as a consequence;
+        # else the first that gave a reason of its own is the cause.
+        killed = [state for state in self.states if -(codes[state.index] or 0) in _KILLS]
         failed = sorted(
             (state for state in self.states if state.phase == "failed"),
             key=lambda state: state.settled_s or 0,
         )
-        culprits = failed or [state for state in self.states if ended[state.index]]
+        ended = [state for state in self.states if codes[state.index] is not None]
+        culprits = killed or failed or ended
         if culprits:
             self.culprit = culprits[0]
             raise self._failure(culprits[0], self._processes[culprits[0].index])
