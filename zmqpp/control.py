@@ -9,6 +9,7 @@ says which, so that forwarding needs no Python (see transport.Relay).
     engine --exec---> 0 --> 1 --> .. --> N-1          only the last stage answers, with `StepReply`
     engine --sample-> 0 --> 1 --> .. --> N-1          sent only when a step needs a grammar mask
     any stage --report--> engine                      what it counted, now and then
+    any stage --lost----> engine                      the place before it is gone
     any stage --failed--> everyone downstream --> engine --> everyone upstream
 """
 
@@ -20,7 +21,7 @@ import msgspec
 
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -62,6 +63,10 @@ class HelloReply(Message, tag="hello-reply"):
     pid: int
     bound: str
     connect: str
+    ready: bool = False
+    """It has been brought up in this session already, and goes on from an older epoch."""
+    epoch: int = 0
+    """Of the hello that this answers."""
 
 
 class Rpc(Message, tag="rpc"):
@@ -70,6 +75,8 @@ class Rpc(Message, tag="rpc"):
     call: int
     method: str
     payload: bytes
+    only: list[int] | None = None
+    """The stages that act and answer; None = all."""
 
 
 class RpcReply(Message, tag="rpc-reply"):
@@ -113,6 +120,13 @@ class Report(Message, tag="report"):
     payload: bytes
 
 
+class Lost(Message, tag="lost"):
+    """Stage `stage` is gone, as the next one sees it; the engine decides whether the pipeline waits for another."""
+
+    stage: int
+    reason: str
+
+
 class Failed(Message, tag="failed"):
     """Stage `stage` (PIPELINE: all of them together) cannot go on; whoever reads this stops and repeats why."""
 
@@ -129,7 +143,7 @@ class Stop(Message, tag="stop"):
     """The engine ends in good order; every stage closes and exits with 0."""
 
 
-AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Failed | Stop
+AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Lost | Failed | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

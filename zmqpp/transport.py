@@ -254,8 +254,26 @@ class Link:
         """What the receiving half failed with; messages received before may still wait."""
         return _caught(self._engine.check_receive)
 
+    def reopen_send(self, timeout_s: float = 2.0) -> None:
+        """The sending half anew, bound where it was: what it held and its error are gone, the next peer is awaited.
+
+        Raises:
+            ConnectError: the port was not free within `timeout_s`.
+        """
+        self._engine.reopen_send(timeout_s)
+        self._reap()
+
+    def reopen_receive(self) -> None:
+        """The receiving half anew, to the same address, whose name is looked up again; tensors received stay."""
+        self._engine.reopen_receive()
+        self._lane_said = False
+
     def set_epoch(self, epoch: int) -> None:
-        """Mark what is sent from now on with `epoch`, and drop what is received with an older one."""
+        """Mark what is sent from now on with `epoch`, and drop what is received with an older one.
+
+        Once a control message of a newer epoch has come, waiting for a dict fails with PeerLostError until this is
+        called: dicts of the older one may never come.
+        """
         self._engine.set_epoch(epoch)
 
     def stats(self) -> dict[str, Any]:

@@ -124,29 +124,29 @@ py::object as_tuple(const engine::Dict& dict) {
 }
 
 py::object recv_dict(Link& link, double timeout_s) {
-  engine::Inbox& inbox = link.inbox();
-  if (std::optional<engine::Dict> dict = inbox.try_receive()) return as_tuple(*dict);
-  const engine::RecvTicketPtr ticket = inbox.post();
+  const std::shared_ptr<engine::Inbox> inbox = link.inbox();
+  if (std::optional<engine::Dict> dict = inbox->try_receive()) return as_tuple(*dict);
+  const engine::RecvTicketPtr ticket = inbox->post();
   std::optional<engine::Dict> dict;
   try {
     wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& slice) {
-      dict = inbox.wait(ticket, slice);
+      dict = inbox->wait(ticket, slice);
       return dict.has_value();
     });
   } catch (...) {
-    inbox.cancel(ticket);
+    inbox->cancel(ticket);
     throw;
   }
   if (dict) return as_tuple(*dict);
-  inbox.cancel(ticket);
+  inbox->cancel(ticket);
   return py::none();
 }
 
 py::object recv_control(Link& link, double timeout_s) {
   std::optional<engine::Control> control;
-  engine::Inbox& inbox = link.inbox();
+  const std::shared_ptr<engine::Inbox> inbox = link.inbox();
   const bool came = wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& slice) {
-    control = inbox.take_control(slice);
+    control = inbox->take_control(slice);
     return control.has_value();
   });
   if (!came) return py::none();
@@ -156,9 +156,9 @@ py::object recv_control(Link& link, double timeout_s) {
 
 py::object wait_dict(Link& link, const engine::RecvTicketPtr& ticket, double timeout_s) {
   std::optional<engine::Dict> dict;
-  engine::Inbox& inbox = link.inbox();
+  const std::shared_ptr<engine::Inbox> inbox = link.inbox();
   const bool came = wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& slice) {
-    dict = inbox.wait(ticket, slice);
+    dict = inbox->wait(ticket, slice);
     return dict.has_value();
   });
   return came ? as_tuple(*dict) : py::none();
@@ -190,12 +190,15 @@ void register_link(py::module_& m) {
                                double timeout_s) { return send_dict(link, manifest, spans, tag, timeout_s, true); })
       .def("recv_dict", &recv_dict)
       .def("recv_control", &recv_control)
-      .def("post_dict", [](Link& link) { return link.inbox().post(); })
-      .def("is_dict_ready", [](Link& link, const engine::RecvTicketPtr& t) { return link.inbox().is_ready(t); })
+      .def("post_dict", [](Link& link) { return link.inbox()->post(); })
+      .def("is_dict_ready", [](Link& link, const engine::RecvTicketPtr& t) { return link.inbox()->is_ready(t); })
       .def("wait_dict", &wait_dict)
-      .def("cancel_dict", [](Link& link, const engine::RecvTicketPtr& t) { link.inbox().cancel(t); })
+      .def("cancel_dict", [](Link& link, const engine::RecvTicketPtr& t) { link.inbox()->cancel(t); })
       .def("wait_peers", &wait_peers)
       .def("receive_trouble", &Link::receive_trouble)
+      .def("reopen_send", [](Link& link, double timeout_s) { link.reopen_send(Deadline::after(timeout_s)); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("reopen_receive", &Link::reopen_receive, py::call_guard<py::gil_scoped_release>())
       .def("set_epoch", &Link::set_epoch)
       .def("lane_reason", &Link::lane_reason)
       .def("notify_fd", [](Link& link) { return link.notice().fd(); })

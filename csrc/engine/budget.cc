@@ -67,6 +67,11 @@ void Budget::fail(const Error& error) {
   freed_.notify_all();
 }
 
+void Budget::revive() {
+  const std::lock_guard lock(mutex_);
+  error_.reset();
+}
+
 Error Budget::timeout_error(double waited_s) const {
   const std::lock_guard lock(mutex_);
   return Error(Code::kPoolTimeout, "send",

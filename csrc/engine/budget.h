@@ -28,6 +28,7 @@ class Budget {
   void take(std::size_t bytes);  // without waiting: relays, which are bounded by count elsewhere
   void release(std::size_t bytes, std::size_t items) noexcept;
   void fail(const Error& error);  // wakes every waiter; the first error stays
+  void revive();                  // the half was opened anew; what the old one still holds is released in time
 
   Error timeout_error(double waited_s) const;
 

@@ -1,5 +1,6 @@
 #include "engine/inbox.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/clock.h"
@@ -43,7 +44,8 @@ void Inbox::read_ring() {
 
 void Inbox::put(Control control) {
   const std::lock_guard lock(mutex_);
-  if (control.epoch < epoch_) return add(stats_.stale);
+  if (ages(control.route) && control.epoch < epoch_) return add(stats_.stale);
+  newest_ = std::max(newest_, control.epoch);
   held_bytes_ += body_size(control.frame);
   controls_.push_back(std::move(control));
   tell();
@@ -126,6 +128,7 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
     if (!ticket->dict) drain_ring();
     if (ticket->dict) break;
     if (error_) throw *error_;
+    if (newest_ > epoch_) throw superseded();
     if (deadline.expired()) return std::nullopt;
     sleep(lock, true, seen, deadline);
   }
@@ -136,6 +139,13 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
 std::optional<Dict> Inbox::give(std::optional<Dict> dict) {
   if (dict->counted > 0) gave(dict->counted);
   return dict;
+}
+
+// The dict that is waited for was given up where it came from: only what follows the epoch's first message counts.
+Error Inbox::superseded() const {
+  return Error(Code::kPeerLost, "receive",
+               "epoch " + std::to_string(newest_) + " began while a dict of epoch " + std::to_string(epoch_) +
+                   " was waited for");
 }
 
 // A dict that reached its ticket before the epoch changed; the ticket keeps its place in front of later ones.
@@ -169,12 +179,13 @@ void Inbox::cancel(const RecvTicketPtr& ticket) {
 void Inbox::set_epoch(std::uint32_t epoch) {
   const std::lock_guard lock(mutex_);
   epoch_ = epoch;
-  const auto old = [&](const auto& message) { return message.epoch < epoch; };
+  const auto old_control = [&](const Control& control) { return ages(control.route) && control.epoch < epoch; };
+  const auto old_dict = [&](const Dict& dict) { return dict.epoch < epoch; };
   std::size_t freed = 0, dropped = 0;
-  for (const Control& control : controls_) freed += old(control) ? body_size(control.frame) : 0;
-  for (const Dict& dict : dicts_) freed += old(dict) ? dict.counted : 0;
-  dropped += std::erase_if(controls_, old);
-  dropped += std::erase_if(dicts_, old);
+  for (const Control& control : controls_) freed += old_control(control) ? body_size(control.frame) : 0;
+  for (const Dict& dict : dicts_) freed += old_dict(dict) ? dict.counted : 0;
+  dropped += std::erase_if(controls_, old_control);
+  dropped += std::erase_if(dicts_, old_dict);
   add(stats_.stale, dropped);
   gave(freed);
 }

@@ -29,6 +29,9 @@
 
 namespace zmqpp::engine {
 
+// What goes to the engine or to everyone is never out of date: the news of a loss crosses the epoch it ends.
+inline bool ages(wire::Route route) { return route == wire::Route::kRequest || route == wire::Route::kLink; }
+
 struct Control {
   net::Message frame;
   wire::Route route = wire::Route::kLink;
@@ -54,12 +57,13 @@ class Source {
 
 class Inbox {
  public:
-  Inbox(const Options& options, Event& room, std::shared_ptr<Notice> notice, Stats& stats)
+  Inbox(const Options& options, Event& room, std::shared_ptr<Notice> notice, Stats& stats, std::uint32_t epoch = 0)
       : limit_bytes_(options.receive_limit_bytes),
         room_(room),
         notice_(std::move(notice)),
         stats_(stats),
-        spin_(options.spin_us) {}
+        spin_(options.spin_us),
+        epoch_(epoch) {}
 
   // Receiver thread, or whoever reads in its place.
   void attach(Source* source) { source_ = source; }  // before anybody waits
@@ -79,7 +83,7 @@ class Inbox {
   std::optional<Dict> try_receive();           // the next dict, if it is there and nobody else waits for one
   std::optional<Dict> wait(const RecvTicketPtr& ticket, const Deadline& deadline);
   void cancel(const RecvTicketPtr& ticket);  // its dict, if any, goes to the next in order
-  void set_epoch(std::uint32_t epoch);       // drops what is older
+  void set_epoch(std::uint32_t epoch);       // drops what is older; until then a newer one that came ends wait
   std::optional<Error> error() const;
   void arm(bool on);  // the notice: somebody waits for tickets in a poll set
 
@@ -91,6 +95,7 @@ class Inbox {
   void tell();
   void gave(std::size_t bytes);
   void drop_stale(const RecvTicketPtr& ticket);
+  Error superseded() const;
 
   const std::size_t limit_bytes_;
   Event& room_;
@@ -109,7 +114,8 @@ class Inbox {
   std::deque<Dict> dicts_;             // arrived before anybody asked
   std::deque<RecvTicketPtr> waiting_;  // asked before it arrived; one of the two is always empty
   std::size_t held_bytes_ = 0;         // of dicts not taken yet, and of control messages
-  std::uint32_t epoch_ = 0;
+  std::uint32_t epoch_;
+  std::uint32_t newest_ = 0;  // of the control messages that came
   std::optional<Error> error_;
 };
 

@@ -1,5 +1,6 @@
 #include "engine/link.h"
 
+#include <chrono>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -16,6 +17,7 @@ namespace {
 
 constexpr std::size_t kFrameManifest = 4096;  // room for a manifest beside the inline payload
 constexpr std::size_t kFrames = 64;           // beyond, they come from the heap
+constexpr std::chrono::milliseconds kRebind{2};
 
 // One for each direction, where the machine has processors for them.
 int io_threads() { return std::thread::hardware_concurrency() > 2 ? 2 : 1; }
@@ -24,24 +26,51 @@ Span manifest_of(const std::vector<Span>& body) { return body.front(); }
 
 }  // namespace
 
+// The sending half of the moment, for the receiver thread.
+struct Link::Next : public Onward {
+  explicit Next(const Link& link) : link_(link) {}
+
+  bool relay(Outgoing item) override { return link_.sender()->relay(std::move(item)); }
+  bool failed() const override { return link_.sender()->error().has_value(); }
+  void fail(const Error& error) override { link_.sender()->fail(error); }
+
+ private:
+  const Link& link_;
+};
+
+// The receiving half with what only it uses; the inbox lives as long as somebody waits in it.
+struct Link::Receiving {
+  Receiving(Link& link, std::uint32_t epoch)
+      : inbox(link.options_, wake, link.notice_, link.stats_, epoch),
+        receiver(*link.context_, link.options_, inbox, wake, link.next_.get(), link.frame_pool_.get(), link.budget_,
+                 link.shared_stats_) {}
+
+  Event wake;
+  Inbox inbox;
+  Receiver receiver;
+};
+
 Link::Link(Options options)
     : options_(std::move(options)),
       owner_(current_pid()),
       budget_(options_.queue_bytes, options_.queue_items),
-      inbox_(options_, receiver_wake_, notice_, stats_),
       context_(std::make_unique<net::Context>(io_threads())) {
   if (!options_.bind.empty()) {
     const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
     pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
     frame_pool_ = std::make_unique<memory::Pool>(align_up(frame_bytes), kFrames, frame_freed_);
-    sender_ = std::make_unique<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
+    next_ = std::make_unique<Next>(*this);
+    sender_ = make_sender();
+    options_.bind = sender_->bound();
   }
-  if (!options_.connect.empty()) {
-    receiver_ =
-        std::make_unique<Receiver>(*context_, options_, inbox_, receiver_wake_, sender_.get(), frame_pool_.get(), budget_,
-                                   shared_stats_);
-  }
+  if (!options_.connect.empty()) receiving_ = make_receiving();
 }
+
+std::shared_ptr<Sender> Link::make_sender() {
+  return std::make_shared<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
+}
+
+std::shared_ptr<Link::Receiving> Link::make_receiving() { return std::make_shared<Receiving>(*this, epoch_); }
 
 Link::~Link() {
   close(0);
@@ -58,7 +87,50 @@ std::shared_ptr<Link> open_link(Options options) {
   });
 }
 
-std::string Link::bound() const { return sender_ ? sender_->bound() : ""; }
+std::shared_ptr<Sender> Link::sender() const {
+  const std::lock_guard lock(halves_);
+  return sender_;
+}
+
+std::shared_ptr<Link::Receiving> Link::receiving() const {
+  const std::lock_guard lock(halves_);
+  return receiving_;
+}
+
+std::string Link::bound() const { return options_.bind; }
+
+void Link::reopen_send(const Deadline& deadline) {
+  check_usable();
+  const std::lock_guard lock(closing_);
+  const std::shared_ptr<Sender> old = sending_half();
+  if (closed_) throw Error(Code::kClosed, "reopen", "this link was closed");
+  old->close(Deadline::after(0));
+  budget_.revive();
+  while (true) {
+    try {
+      std::shared_ptr<Sender> fresh = make_sender();
+      const std::lock_guard halves(halves_);
+      sender_ = std::move(fresh);
+      return;
+    } catch (const Error& error) {
+      // libzmq lets go of the port on a thread of its own.
+      if (error.code() != Code::kAddressInUse || deadline.expired()) throw;
+      std::this_thread::sleep_for(kRebind);
+    }
+  }
+}
+
+void Link::reopen_receive() {
+  inbox();  // there is such a half, and it is ours
+  const std::lock_guard lock(closing_);
+  if (closed_) throw Error(Code::kClosed, "reopen", "this link was closed");
+  const std::shared_ptr<Receiving> old = receiving();
+  old->receiver.close();
+  old->inbox.detach();
+  std::shared_ptr<Receiving> fresh = make_receiving();
+  const std::lock_guard halves(halves_);
+  receiving_ = std::move(fresh);
+}
 
 bool Link::reserve(std::size_t bytes, const Deadline& slice) {
   check_usable();
@@ -76,7 +148,7 @@ void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOp
   item.frame = std::move(copy.frame);
   item.held_bytes = copy.held_bytes;
   item.deadline = send.deadline;
-  sending_half().push(std::move(item));
+  sending_half()->push(std::move(item));
 }
 
 std::size_t Link::reservation(const std::vector<Span>& body) const {
@@ -87,13 +159,13 @@ std::size_t Link::reservation(const std::vector<Span>& body) const {
 
 bool Link::try_send_dict(const std::vector<Span>& body, std::uint64_t tag) {
   check_usable();
-  Sender& sender = sending_half();
+  const std::shared_ptr<Sender> sender = sending_half();
   const std::uint64_t manifest = manifest_of(body).size;
   const std::uint64_t total = payload_size(body) - align_up(manifest);
   check_sizes(manifest, total);
   const std::uint64_t start = now_ns();
   const DictMark mark{.total = total, .tag = tag, .epoch = epoch_, .manifest_size = static_cast<std::uint32_t>(manifest)};
-  if (!sender.try_shared(body, mark)) return false;
+  if (!sender->try_shared(body, mark)) return false;
   stats_.send_ns.add(now_ns() - start);
   return true;
 }
@@ -136,26 +208,33 @@ SendTicketPtr Link::send_dict(const std::vector<Span>& body, const SendOptions& 
   }
   item.frame = std::move(message.frame);
   SendTicketPtr ticket = item.ticket;
-  sending_half().push(std::move(item));
+  sending_half()->push(std::move(item));
   return ticket;
 }
 
-Inbox& Link::inbox() {
+std::shared_ptr<Inbox> Link::inbox() {
   if (current_pid() != owner_) check_usable();
-  if (!receiver_) throw Error(Code::kConfig, "receive", "this link was opened without `connect`: it cannot receive");
-  return inbox_;
+  std::shared_ptr<Receiving> half = receiving();
+  if (!half) throw Error(Code::kConfig, "receive", "this link was opened without `connect`: it cannot receive");
+  Inbox* const inbox = &half->inbox;
+  return {std::move(half), inbox};
 }
 
 bool Link::wait_send_peer(const Deadline& deadline) {
   check_usable();
-  return !sender_ || sender_->wait_peer(deadline);
+  const std::shared_ptr<Sender> half = sender();
+  return !half || half->wait_peer(deadline);
 }
 
-bool Link::is_receiver_there() const { return sender_ && sender_->peer_connected(); }
+bool Link::is_receiver_there() const {
+  const std::shared_ptr<Sender> half = sender();
+  return half && half->peer_connected();
+}
 
 bool Link::wait_receive_peer(const Deadline& deadline) {
   check_usable();
-  return !receiver_ || receiver_->wait_peer(deadline);
+  const std::shared_ptr<Receiving> half = receiving();
+  return !half || half->receiver.wait_peer(deadline);
 }
 
 Error Link::peer_timeout(bool sending, double waited_s) const {
@@ -164,7 +243,8 @@ Error Link::peer_timeout(bool sending, double waited_s) const {
     return Error(Code::kConnectTimeout, "connect",
                  options_.next + " did not connect to " + bound() + within + "; is it running, with this address?");
   }
-  const std::string reason = receiver_ ? receiver_->last_refusal() : "";
+  const std::shared_ptr<Receiving> half = receiving();
+  const std::string reason = half ? half->receiver.last_refusal() : "";
   return Error(Code::kConnectTimeout, "connect",
                "no greeting from " + options_.previous + " at " + options_.connect + within +
                    (reason.empty() ? "" : " (" + reason + ")") + "; is it running, and is this its address?");
@@ -172,25 +252,29 @@ Error Link::peer_timeout(bool sending, double waited_s) const {
 
 Error Link::queue_timeout(double waited_s) const {
   const Error held = budget_.timeout_error(waited_s);
-  const bool there = sender_ && sender_->peer_connected();
+  const bool there = is_receiver_there();
   return Error(held.code(), held.op(), held.detail() + "; " + options_.next +
                                            (there ? " is slower than this side" : " has not connected to " + bound()));
 }
 
 std::string Link::receive_trouble() const {
-  if (current_pid() != owner_ || !receiver_ || receiver_->peer_connected()) return "";
-  const std::string reason = receiver_->last_refusal();
+  if (current_pid() != owner_) return "";
+  const std::shared_ptr<Receiving> half = receiving();
+  if (!half || half->receiver.peer_connected()) return "";
+  const std::string reason = half->receiver.last_refusal();
   return "not connected to " + options_.connect + " yet" + (reason.empty() ? "" : ": " + reason);
 }
 
 void Link::set_epoch(std::uint32_t epoch) {
   check_usable();
   epoch_ = epoch;
-  inbox_.set_epoch(epoch);
+  if (const std::shared_ptr<Receiving> half = receiving()) half->inbox.set_epoch(epoch);
 }
 
 std::map<std::string, std::uint64_t> Link::stats() const {
   const bool mine = current_pid() == owner_;  // a fork's locks may be held by threads that are not there
+  const std::shared_ptr<Sender> sending = mine ? sender() : nullptr;
+  const std::shared_ptr<Receiving> half = mine ? receiving() : nullptr;
   return {
       {"bytes_sent", stats_.bytes_sent},
       {"bytes_received", stats_.bytes_received},
@@ -217,38 +301,53 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"send_p99_ns", stats_.send_ns.quantile(0.99)},
       {"receive_p50_ns", stats_.receive_ns.quantile(0.5)},
       {"receive_p99_ns", stats_.receive_ns.quantile(0.99)},
-      {"send_lane", sender_ ? static_cast<std::uint64_t>(sender_->lane()) : 0},
-      {"receive_lane", receiver_ ? static_cast<std::uint64_t>(receiver_->lane()) : 0},
-      {"send_peer_connected", mine && sender_ && sender_->peer_connected()},
-      {"receive_peer_connected", mine && receiver_ && receiver_->peer_connected()},
+      {"send_lane", sending ? static_cast<std::uint64_t>(sending->lane()) : 0},
+      {"receive_lane", half ? static_cast<std::uint64_t>(half->receiver.lane()) : 0},
+      {"send_peer_connected", sending && sending->peer_connected()},
+      {"receive_peer_connected", half && half->receiver.peer_connected()},
   };
 }
 
 std::string Link::lane_reason() const {
   if (current_pid() != owner_) return "";
-  const std::string sending = sender_ ? sender_->lane_reason() : "";
-  return sending.empty() && receiver_ ? receiver_->lane_reason() : sending;
+  const std::shared_ptr<Sender> sending = sender();
+  const std::shared_ptr<Receiving> half = receiving();
+  const std::string reason = sending ? sending->lane_reason() : "";
+  return reason.empty() && half ? half->receiver.lane_reason() : reason;
 }
 
 void Link::arm(bool on) {
   check_usable();
-  inbox_.arm(on);
+  if (const std::shared_ptr<Receiving> half = receiving()) {
+    half->inbox.arm(on);
+  } else {
+    notice_->arm(on);
+  }
 }
 
-std::optional<Error> Link::send_error() const { return sender_ ? sender_->error() : std::nullopt; }
-std::optional<Error> Link::receive_error() const { return receiver_ ? inbox_.error() : std::nullopt; }
+std::optional<Error> Link::send_error() const {
+  const std::shared_ptr<Sender> half = sender();
+  return half ? half->error() : std::nullopt;
+}
+
+std::optional<Error> Link::receive_error() const {
+  const std::shared_ptr<Receiving> half = receiving();
+  return half ? half->inbox.error() : std::nullopt;
+}
 
 void Link::close(double linger_s) {
   if (current_pid() != owner_) return;
   const std::lock_guard lock(closing_);
   if (closed_.exchange(true)) return;
   // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
-  if (sender_) sender_->close(Deadline::after(linger_s));
-  if (receiver_) receiver_->close();
-  inbox_.detach();
+  if (const std::shared_ptr<Sender> half = sender()) half->close(Deadline::after(linger_s));
+  if (const std::shared_ptr<Receiving> half = receiving()) {
+    half->receiver.close();
+    half->inbox.detach();
+    half->wake.close();
+  }
   context_.reset();  // afterwards no callback into pool or budget can come
   sender_wake_.close();
-  receiver_wake_.close();
   frame_freed_.close();
   notice_->close();
 }
@@ -269,9 +368,10 @@ void Link::check_sizes(std::uint64_t manifest, std::uint64_t total) const {
   if (total > options_.limits.max_dict_bytes) refuse("tensor dict", total, options_.limits.max_dict_bytes);
 }
 
-Sender& Link::sending_half() {
-  if (!sender_) throw Error(Code::kConfig, "send", "this link was opened without `bind`: it cannot send");
-  return *sender_;
+std::shared_ptr<Sender> Link::sending_half() const {
+  std::shared_ptr<Sender> half = sender();
+  if (!half) throw Error(Code::kConfig, "send", "this link was opened without `bind`: it cannot send");
+  return half;
 }
 
 }  // namespace zmqpp::engine

@@ -1,7 +1,8 @@
 // One place on the ring: the two halves, and what they share.
 //
 // Owns: everything below, in an order that lets each part outlive its users.
-// Blocks? send_… wait for room, wait_… for their state, close for the flush and the threads; all under deadlines.
+// Blocks? send_… wait for room, wait_… for their state, close for the flush and the threads, reopen_… for the threads
+//   and the port; all under deadlines.
 //   The binding waits in slices, so that signals are heard.
 // Thread: all safe. Errors: those of the halves; kConfig when the asked half does not exist.
 // Fork: a child must not touch it: every call there throws kClosed, and open_link's pointer never destroys it there.
@@ -51,12 +52,17 @@ class Link {
   SendTicketPtr send_dict(const std::vector<Span>& body, const SendOptions& send);
   std::size_t reservation(const std::vector<Span>& body) const;
 
-  Inbox& inbox();  // throws kConfig without a receiving half
+  std::shared_ptr<Inbox> inbox();  // throws kConfig without a receiving half
   bool wait_send_peer(const Deadline& deadline);  // and for the choice of the lane
   bool is_receiver_there() const;
   bool wait_receive_peer(const Deadline& deadline);
   Error peer_timeout(bool sending, double waited_s) const;
   std::string receive_trouble() const;  // why nothing can have arrived, as far as known; empty while connected
+
+  // The half anew, at the same address: whatever it held is gone, its error too. Who still waits in the old one gets
+  // that error. A tensor received earlier stays.
+  void reopen_send(const Deadline& deadline);  // kAddressInUse: the port did not become free in time
+  void reopen_receive();
 
   void set_epoch(std::uint32_t epoch);
   std::uint32_t epoch() const { return epoch_; }
@@ -73,10 +79,16 @@ class Link {
  private:
   void check_usable() const;
   void check_sizes(std::uint64_t manifest, std::uint64_t total) const;
-  Sender& sending_half();
+  struct Receiving;
+  struct Next;
+  std::shared_ptr<Sender> sender() const;
+  std::shared_ptr<Receiving> receiving() const;
+  std::shared_ptr<Sender> sending_half() const;
+  std::shared_ptr<Sender> make_sender();
+  std::shared_ptr<Receiving> make_receiving();
   bool is_inline(std::uint64_t total) const { return total <= options_.inline_bytes; }
 
-  const Options options_;
+  Options options_;  // `bind` becomes what was bound; read only afterwards
   const pid_t owner_;
   std::atomic<std::uint32_t> epoch_{0};
   std::atomic<bool> closed_{false};
@@ -86,14 +98,14 @@ class Link {
   const std::shared_ptr<Notice> notice_ = std::make_shared<Notice>();
   Budget budget_;
   Event sender_wake_;
-  Event receiver_wake_;
-  Inbox inbox_;
   std::unique_ptr<memory::Pool> pool_;         // of chunks; with a sending half only, as the next
   std::unique_ptr<memory::Pool> frame_pool_;   // of whole messages with an inline payload
   Event frame_freed_;
   std::unique_ptr<net::Context> context_;
-  std::unique_ptr<Sender> sender_;      // stay until the link dies: callers may be inside them when it closes
-  std::unique_ptr<Receiver> receiver_;
+  std::unique_ptr<Next> next_;
+  mutable std::mutex halves_;           // guards the two pointers; callers inside a half keep it alive
+  std::shared_ptr<Sender> sender_;
+  std::shared_ptr<Receiving> receiving_;
 };
 
 std::shared_ptr<Link> open_link(Options options);

@@ -55,12 +55,12 @@ bool delivers(Relay relay, wire::Route route) { return route != wire::Route::kRe
 
 }  // namespace
 
-Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
+Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Onward* onward,
                    memory::Pool* relay_frames, Budget& budget, std::shared_ptr<Stats> stats)
     : options_(options),
       inbox_(inbox),
       wake_(wake),
-      relay_to_(relay_to),
+      onward_(onward),
       relay_frames_(relay_frames),
       budget_(budget),
       shared_stats_(std::move(stats)),
@@ -330,9 +330,9 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
 
 void Receiver::take_control(const wire::Head& head, net::Message frame) {
   add(stats_.control_received);
-  if (head.epoch < inbox_.epoch()) return add(stats_.stale);
+  if (ages(head.route) && head.epoch < inbox_.epoch()) return add(stats_.stale);
   // Before delivery: the next place can prepare while this one works.
-  if (relay_to_ != nullptr && passes_on(options_.relay, head.route)) relay(head, frame);
+  if (onward_ != nullptr && passes_on(options_.relay, head.route)) relay(head, frame);
   if (!delivers(options_.relay, head.route)) return;
   inbox_.put(Control{std::move(frame), head.route, head.tag, head.epoch});
 }
@@ -347,11 +347,11 @@ void Receiver::relay(const wire::Head& head, net::Message& frame) {
   item.epoch = head.epoch;
   item.frame = std::move(copy.frame);
   item.held_bytes = copy.held_bytes;
-  if (relay_to_->relay(std::move(item)) || relay_to_->error()) return;  // a failed sending half reports itself
+  if (onward_->relay(std::move(item)) || onward_->failed()) return;  // a failed sending half reports itself
   const Error full(Code::kResource, "relay",
                    std::to_string(kMaxRelays) + " control messages wait to be passed on to " + options_.next +
                        ", which takes none");
-  relay_to_->fail(full);
+  onward_->fail(full);
   throw full;
 }
 

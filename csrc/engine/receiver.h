@@ -1,6 +1,6 @@
 // The receiving half of a link: the PULL socket connected to the previous place, and the thread that reads it.
 //
-// Owns: socket, watch, assembly, thread. Not the inbox it fills, nor the sender it relays to (may be null).
+// Owns: socket, watch, assembly, thread. Not the inbox it fills, nor where it relays to (may be null).
 // Blocks? wait_peer; close waits for the thread, which never waits for anything but its poll.
 // Thread: public calls from any thread; the rest needs `reading_`, which the receiver thread holds except while it
 //   polls. A caller that waits for a message reads in its place when it can (read_now). Nobody touches Python.
@@ -21,7 +21,7 @@
 #include "engine/budget.h"
 #include "engine/inbox.h"
 #include "engine/options.h"
-#include "engine/sender.h"
+#include "engine/outgoing.h"
 #include "engine/stats.h"
 #include "net/peer_watch.h"
 #include "net/socket.h"
@@ -29,9 +29,18 @@
 
 namespace zmqpp::engine {
 
+// Where relayed control messages go: the sending half that the link has at that moment.
+class Onward {
+ public:
+  virtual ~Onward() = default;
+  virtual bool relay(Outgoing item) = 0;  // false: there is no room, or the half has failed
+  virtual bool failed() const = 0;
+  virtual void fail(const Error& error) = 0;
+};
+
 class Receiver : public Source {
  public:
-  Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Sender* relay_to,
+  Receiver(net::Context& context, const Options& options, Inbox& inbox, Event& wake, Onward* onward,
            memory::Pool* relay_frames, Budget& budget, std::shared_ptr<Stats> stats);
   ~Receiver() override;
   Receiver(const Receiver&) = delete;
@@ -67,8 +76,8 @@ class Receiver : public Source {
   const Options options_;
   Inbox& inbox_;
   Event& wake_;
-  Sender* const relay_to_;
-  memory::Pool* const relay_frames_;  // there when relay_to_ is
+  Onward* const onward_;
+  memory::Pool* const relay_frames_;  // there when onward_ is
   Budget& budget_;
   int readable_ = -1;  // the socket's descriptor: there may be something to read
   const std::shared_ptr<Stats> shared_stats_;  // a ring may outlive the link

@@ -106,6 +106,23 @@ class Launcher:
         self.states[:] = [StageState(stage.index) for stage in self.plan.stages]
         self.start()
 
+    def restart_stage(self, index: int) -> None:
+        """Start one stage anew while the others wait for it; its last log becomes `stage_I.log.1`.
+
+        Raises:
+            LaunchError: as `start`.
+        """
+        stage, process = self.plan.stages[index], self._processes[index]
+        pid = process.pid
+        process.reap()
+        self._guard.forget(pid)
+        with _told_as_launch_error(), self._signals.held():
+            process.keep_log()
+            state = self.states[index] = StageState(index)
+            state.started_s = time.time()
+            environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
+            self._guard.watch(process.start(stage.command(), environment))
+
     def pids(self) -> list[int]:
         """Of the stages' processes, in stage order; 0 where none runs. Thread: any."""
         return [process.pid for process in self._processes]

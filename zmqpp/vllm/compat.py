@@ -152,6 +152,42 @@ def _is_plain(kind: type) -> bool:
 # ---- patches of a stage's own process --------------------------------------------------------------------
 
 
+def announce_engine() -> None:
+    """Once vLLM's engine has its scheduler, its executor gets `engine`, the EngineCore: recovery needs both."""
+    from vllm.v1.engine.core import EngineCore
+
+    original = EngineCore._initialize_kv_caches
+    if getattr(original, "announces", False):
+        return
+
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.model_executor.engine = self
+        return original(self, *args, **kwargs)
+
+    initialize.announces = True  # type: ignore[attr-defined]
+    EngineCore._initialize_kv_caches = initialize  # type: ignore[method-assign]
+
+
+def waken(engine: Any) -> bool:
+    """Let the engine's thread look around though no request came; False where it has no queue (`LLM` in process)."""
+    from vllm.v1.engine import EngineCoreRequestType
+
+    inputs = getattr(engine, "input_queue", None)
+    if inputs is None:
+        return False
+    if not getattr(engine, "wakes_to_recover", False):
+        original = engine._handle_client_request
+
+        def handle(kind: Any, request: Any) -> None:
+            if kind is EngineCoreRequestType.WAKEUP:
+                engine.model_executor.recover_if_lost()
+            original(kind, request)
+
+        engine._handle_client_request, engine.wakes_to_recover = handle, True
+    inputs.put_nowait((EngineCoreRequestType.WAKEUP, None))
+    return True
+
+
 def worker_modules() -> list[ModuleType]:
     """The modules that imported `init_worker_distributed_environment` by name."""
     from vllm.platforms import current_platform

@@ -24,7 +24,8 @@ from zmqpp.vllm import compat, failure
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
-from zmqpp.vllm.ring import EngineRing, RingFuture
+from zmqpp.vllm.recovery import Recovery
+from zmqpp.vllm.ring import EngineRing, RingFuture, StageLost
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.stage import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.timeouts import startup_s
@@ -36,6 +37,9 @@ from zmqpp.watch.status import Layers
 from zmqpp.watch.trace import chrome_trace
 
 logger = init_logger("vllm.zmqpp.executor")
+
+_LASTING = ("add_lora", "remove_lora", "pin_lora")
+"""Calls while serving that a stage which comes back must hear too."""
 
 
 class ExternalStageExecutor(Executor):
@@ -55,6 +59,9 @@ class ExternalStageExecutor(Executor):
         self._trace_started: list[Asked] = []
         self.session, self.epoch = uuid.uuid4().hex, 0
         self._first: FirstStage | None = None
+        self.engine: Any = None
+        """vLLM's EngineCore, whose scheduler resumes what a lost stage interrupted; set by compat.announce_engine."""
+        compat.announce_engine()
         try:
             self._first = FirstStage(self.vllm_config, self.options)
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
@@ -72,6 +79,14 @@ class ExternalStageExecutor(Executor):
     # ---- bringing the stages up --------------------------------------------------------------------------
 
     def _greet(self) -> None:
+        self.greet(startup_s(), self._say_waiting())
+
+    def greet(self, timeout_s: float, waiting: Callable[[float], None]) -> list[control.HelloReply]:
+        """Every stage's place, once the ring is closed and its stages fit together.
+
+        Raises:
+            ZmqppError: they do not, or not in time.
+        """
         hello = control.Hello(
             session=self.session,
             epoch=self.epoch,
@@ -83,7 +98,7 @@ class ExternalStageExecutor(Executor):
             weights=sample_weights(self.model_config.model),
             settings=shared_settings(self.vllm_config),
         )
-        replies = self.ring.hello(hello, startup_s(), self._say_waiting())
+        replies = self.ring.hello(hello, timeout_s, waiting)
         total = replies[0].total_layers
         ranges = {r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}
         for reply in replies:
@@ -99,6 +114,7 @@ class ExternalStageExecutor(Executor):
                 "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
                 *(reply.stage, ranges[reply.stage], total, reply.host, reply.pid, reply.vllm_version),
             )
+        return replies
 
     def _introduce(self, reply: control.HelloReply) -> None:
         """What the status knows of a stage before it runs."""
@@ -171,6 +187,8 @@ class ExternalStageExecutor(Executor):
         if method in (START_TRACE, END_TRACE):
             return self._trace(method)
         if self._serving or non_block:
+            if method in _LASTING:
+                self.init_log.append((method, args, kwargs or {}))
             future = self.ring.call(method, args, kwargs)
             return future if non_block else future.result(timeout)
         try:
@@ -180,7 +198,38 @@ class ExternalStageExecutor(Executor):
         if method == WARM_UP:
             self.board.set_states("ready", pipeline="ready")
             self._publisher.publish()
+            self._watch_over()
         return results
+
+    # ---- a lost stage ------------------------------------------------------------------------------------
+
+    def _watch_over(self) -> None:
+        """From now on a lost stage is waited for, and nothing is lost with it."""
+        if self.engine is not None:
+            self._recovery = Recovery(self, self._say_waiting)
+            self.ring.recover = self._recovery.run
+            self.ring.on_lost = self._tell_lost
+            self.ring.on_idle_loss = lambda: compat.waken(self.engine)
+
+    def recover_if_lost(self) -> None:
+        """Thread: the engine's."""
+        if self.ring.lost is not None and self.ring.recover is not None:
+            self.ring.recover()
+
+    def renew_first(self) -> None:
+        """Stage 0's own process may be the lost one."""
+        if self._first is not None:
+            self._first.renew()
+
+    def _tell_lost(self, lost: control.Lost) -> None:
+        logger.warning("%s; requests wait until it is back", lost.reason)
+        self.board.lose(lost.reason, lost.stage)
+        self._publisher.publish()
+
+    def tell_recovered(self, seconds: float) -> None:
+        logger.info("the pipeline goes on after %.1f s", seconds)
+        self.board.recover(seconds)
+        self._publisher.publish()
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
@@ -190,7 +239,11 @@ class ExternalStageExecutor(Executor):
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
         self._step += 1
         sample = not any(req_id in self._masked for req_id in scheduler_output.num_scheduled_tokens)
-        future = self.ring.execute(self._step, scheduler_output, sample)
+        try:
+            future = self.ring.execute(self._step, scheduler_output, sample)
+        except StageLost:
+            self._recovery.run()  # This step is among those given up.
+            return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
         if not scheduler_output.total_num_scheduled_tokens:
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
         if self.model_config.runner_type == "pooling":
@@ -203,8 +256,11 @@ class ExternalStageExecutor(Executor):
         future, self._current = self._current, None
         if future is None:
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
-        if self._waits_for_mask:
-            self.ring.sample(self._step, grammar_output)
+        if self._waits_for_mask and not future.done():
+            try:
+                self.ring.sample(self._step, grammar_output)
+            except StageLost:
+                self._recovery.run()
         return future if non_block else future.result()
 
     def _track_masks(self, scheduler_output: Any) -> None:

@@ -34,6 +34,7 @@ class FirstStage:
         here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
         self._report: Connection = here
         endpoint = f"ipc://{self._folder}/engine"
+        self._config, self._options, self._endpoint = vllm_config, options, endpoint
         try:
             self.link = Link(
                 bind=endpoint,
@@ -44,15 +45,37 @@ class FirstStage:
                 next="stage 0",
                 relay=Relay.NONE,
             )
-            self._process = multiprocessing.get_context("spawn").Process(
-                target=run_first_stage,
-                args=(vllm_config, options, endpoint, there, multiprocessing.parent_process() is not None),
-                name="zmqpp-stage-0",
-            )
-            self._process.start()
+            self._start(there)
         except BaseException:
             self.close()
             raise
+        finally:
+            there.close()
+
+    def _start(self, report: Connection) -> None:
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=run_first_stage,
+            args=(
+                self._config,
+                self._options,
+                self._endpoint,
+                report,
+                multiprocessing.parent_process() is not None,
+            ),
+            name="zmqpp-stage-0",
+        )
+        self._process.start()
+
+    def renew(self) -> None:
+        """Start the child anew if it is gone."""
+        if self._process.is_alive():
+            return
+        self._process.join()
+        self._report.close()
+        self._reason = ""
+        self._report, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        try:
+            self._start(there)
         finally:
             there.close()
 

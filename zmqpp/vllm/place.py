@@ -20,8 +20,8 @@ _SAY_S = 10.0
 """Between two lines that say what is being waited for."""
 _TELL_S = 2.0
 _FAREWELL_S = 3.0
-_GRACE_S = 3.0
-"""For the engine to say why the next stage is gone, before this stage goes by what it sees itself."""
+_REJOIN_POLL_S = 0.05
+"""How soon a neighbour that went while the engine is waited for is noticed."""
 
 
 class Place:
@@ -38,7 +38,12 @@ class Place:
         self.link = link
         self.is_last = options.is_last
         self._patience_s = patience_s
-        self._next_lost_at: float | None = None
+        self._hello: control.Hello | None = None
+        self._hello_reply: control.HelloReply | None = None
+        self._just_greeted = False
+        """This stage has answered a hello, and heard nothing else of its epoch."""
+        self._owes_hello = False
+        """The sending half was opened anew, and the latest hello did not go through it."""
 
     @property
     def before(self) -> str:
@@ -58,15 +63,22 @@ class Place:
     def first(self, timeout_s: float, log: Callable[[str], None]) -> control.AnyMessage:
         """The first message; says now and then what is being waited for.
 
+        Neighbours may come and go until it is there.
+
         Raises:
             LaunchError: none came in `timeout_s`. Else as `next`.
         """
         emit(self.index, "waiting", **{"for": self.before})
         started, said = time.monotonic(), 0.0
         while True:
-            message = self._poll()
-            if message is not None:
-                return message
+            try:
+                return control.decode(self.link.recv_control(_POLL_S).body)
+            except RecvTimeout:
+                self._renew_next()
+            except PeerLostError:
+                if self.index == 0:
+                    raise
+                self.link.reopen_receive()
             waited = time.monotonic() - started
             if waited > timeout_s:
                 raise LaunchError(
@@ -85,38 +97,102 @@ class Place:
         """The next message; waits for as long as the neighbours are there, and calls `while_idle` now and then.
 
         Raises:
-            PeerLostError: the place before is gone. RemoteError: the next one is. ProtocolError: wrong bytes.
+            PeerLostError: a neighbour is gone. ProtocolError: wrong bytes.
         """
         while True:
-            message = self._poll()
-            if message is not None:
+            try:
+                message = control.decode(self.link.recv_control(_POLL_S).body)
+                self._just_greeted &= isinstance(message, control.Hello)
                 return message
+            except RecvTimeout:
+                if (error := self.link.next_error()) is not None:
+                    raise error from None
             while_idle()
 
-    def _poll(self) -> control.AnyMessage | None:
-        try:
-            return control.decode(self.link.recv_control(_POLL_S).body)
-        except RecvTimeout:
-            self._watch_next()
-            return None
+    def rejoin(self, timeout_s: float, log: Callable[[str], None]) -> control.AnyMessage:
+        """After a neighbour was lost, or the step given up: the message with which the engine goes on.
 
-    def _watch_next(self) -> None:
-        """The next place's end ends this stage too, unless the engine says why within the grace time."""
-        error = self.link.next_error()
+        What belongs to the epoch that ended is dropped.
+
+        Raises:
+            RemoteError: the pipeline has failed. LaunchError: nothing came in `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        message = self._renew_previous(log)
+        while message is None:
+            self._renew_next()
+            try:
+                message = self._that_counts(control.decode(self.link.recv_control(_REJOIN_POLL_S).body))
+            except RecvTimeout:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"stage {self.index}: stage 0 did not take the pipeline up again in {timeout_s:.0f} s"
+                    ) from None
+            except ZmqppError:
+                message = self._renew_previous(log)
+        return message
+
+    def _renew_previous(self, log: Callable[[str], None]) -> control.AnyMessage | None:
+        """Open the receiving half anew if it broke, and say so downstream; or what is still to be read from it."""
+        error = self.link.previous_error()
         if error is None:
+            return None
+        if (unread := self._unread()) is not None:
+            return unread
+        if self.index == 0:
+            raise self.explain(error)
+        self.link.reopen_receive()
+        self._just_greeted = False
+        before = self.index - 1
+        log(f"stage {self.index}: {self.before} is lost ({error}); waiting for it to come back")
+        lost = control.Lost(before, f"{self.before} is lost: {error}")
+        try:
+            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
+        except ZmqppError:
+            pass  # The next place is gone too, and the one behind it says so.
+        return None
+
+    def _renew_next(self) -> None:
+        """Open the sending half anew if it broke. What the engine waits for may have been lost with the next place."""
+        if self.link.next_error() is None:
             return
-        now = time.monotonic()
-        self._next_lost_at = self._next_lost_at or now
-        if now - self._next_lost_at > _GRACE_S:
-            after = "the engine" if self.is_last else f"stage {self.index + 1}"
-            raise RemoteError(
-                f"stage {self.index}: {after} is gone, its own log says why; stopping ({error})"
+        self.link.reopen_send()
+        self._owes_hello = True
+        if self._hello is not None:
+            self.pass_on(self._hello)
+        if self._hello_reply is not None:
+            self.reply(self._hello_reply)
+
+    def pass_on(self, hello: control.Hello) -> None:
+        """Repeat stage 0's latest word to the next place, where the link could not do so by itself."""
+        self._hello, self._hello_reply = hello, self._hello_reply if hello is self._hello else None
+        if self._owes_hello and not self.is_last:
+            self.link.send_control(
+                control.encode(hello), route=Route.REQUEST, timeout_s=self._patience_s
             )
+        self._owes_hello = False
+
+    def _unread(self) -> control.AnyMessage | None:
+        """A message that arrived before the link broke, ends the epoch, and was not read yet."""
+        while True:
+            try:
+                message = self._that_counts(control.decode(self.link.recv_control(0).body))
+            except ZmqppError:
+                return None
+            if message is not None:
+                return message
+
+    def _that_counts(self, message: control.AnyMessage) -> control.AnyMessage | None:
+        """What is not of the epoch that ended: all, if the engine has not begun with anything in this one."""
+        greets = isinstance(message, control.Hello | control.Failed | control.Stop)
+        return message if greets or self._just_greeted else None
 
     # ---- writing -----------------------------------------------------------------------------------------
 
     def reply(self, message: control.AnyMessage) -> None:
         """Answer the engine."""
+        if isinstance(message, control.HelloReply):
+            self._hello_reply, self._just_greeted = message, True
         self.link.send_control(control.encode(message), route=Route.REPLY, timeout_s=self._patience_s)
 
     def tell(self, failed: control.Failed) -> None:
@@ -138,24 +214,13 @@ class Place:
                 return
             time.sleep(0.05)
 
-    def explain(self, error: PeerLostError) -> StageError:
-        """Why the place before is gone: what a notice said, else that it is; the latter is told downstream."""
-        known = self._unread_failure()
-        if known is None:
-            lost = f"{self.before} is lost: {error}" if self.index else "stage 0: its engine process is gone"
-            known = control.Failed(max(self.index - 1, 0), lost)
+    def explain(self, error: ZmqppError) -> StageError:
+        """Why the engine's place is gone: what a notice said, else that it is; the latter is told downstream."""
+        known = self._unread()
+        if not isinstance(known, control.Failed):
+            known = control.Failed(0, f"stage 0: its engine process is gone ({error})")
             self.tell(known)
         return RemoteError(str(known))
-
-    def _unread_failure(self) -> control.Failed | None:
-        """A notice that arrived before the link broke and was not read yet."""
-        while True:
-            try:
-                message = control.decode(self.link.recv_control(0).body)
-            except ZmqppError:
-                return None
-            if isinstance(message, control.Failed):
-                return message
 
     def leave(self, steps: int) -> None:
         """Send what is queued, close, and leave the counters for the launcher."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,6 +20,11 @@ from zmqpp.watch import report
 from zmqpp.watch.board import Board
 
 _POLL_S = 0.25
+_REPEAT_S = 0.5
+
+
+class StageLost(StageError):
+    """A stage is gone, and the pipeline will go on without what was on the ring. Never leaves the engine's thread."""
 
 
 class RingFuture(Future[Any]):
@@ -30,27 +35,32 @@ class RingFuture(Future[Any]):
         self._ring = ring
 
     def result(self, timeout: float | None = None) -> Any:
-        """The reply; raises what the stage raised, or StageError when a stage is lost."""
+        """The reply; raises what the stage raised, or StageError when a stage is lost for good."""
         if not self.done():
-            self._ring.read_until(self, timeout)
+            try:
+                self._ring.read_until(self, timeout)
+            except StageLost:
+                if self._ring.recover is None:
+                    raise
+                self._ring.recover()  # Which gives up this one too.
         return super().result(0)
 
 
 class _Call:
-    """One rpc: replies of all stages, in stage order."""
+    """One rpc: replies of the stages that were asked, in stage order."""
 
-    def __init__(self, method: str, stages: int, future: RingFuture) -> None:
+    def __init__(self, method: str, asked: Sequence[int], future: RingFuture) -> None:
         self.method, self.future = method, future
-        self.replies: list[control.RpcReply | None] = [None] * stages
+        self.replies: dict[int, control.RpcReply | None] = dict.fromkeys(asked)
 
     def add(self, reply: control.RpcReply) -> bool:
         """Keep one reply; True once all are there and the future is resolved."""
-        if not 0 <= reply.stage < len(self.replies):
+        if reply.stage not in self.replies:
             return False
         self.replies[reply.stage] = reply
-        if any(r is None for r in self.replies):
+        replies = [r for r in self.replies.values() if r is not None]
+        if len(replies) < len(self.replies):
             return False
-        replies = [r for r in self.replies if r is not None]
         failed = next((r for r in replies if r.error is not None), None)
         if failed is not None:
             self.future.set_exception(
@@ -75,12 +85,20 @@ class EngineRing:
         self.on_tick: Callable[[], None] = lambda: None
         """Called a few times a second by the watch thread, also once after a failure."""
         self.failure: StageError | None = None
+        self.lost: control.Lost | None = None
+        """What ended this epoch; until `renew`, reading and sending raise StageLost."""
+        self.recover: Callable[[], None] | None = None
+        """Brings the ring back and gives up what was on it; None = a lost stage ends the pipeline."""
+        self.on_lost: Callable[[control.Lost], None] = lambda lost: None
         self.on_failure: Callable[[StageError], None] | None = None
+        self.on_idle_loss: Callable[[], None] = lambda: None
+        """Called by the watch thread when it noticed a loss: the engine's thread is asleep, and has to recover."""
         self._check_child = check_child
         self._reading = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._steps: dict[int, RingFuture] = {}
         self._hello: dict[int, control.HelloReply] = {}
+        self._hello_epoch = 0
         self._next_call = 0
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="zmqpp-ring-watch", daemon=True)
@@ -99,10 +117,16 @@ class EngineRing:
         Raises:
             StageError: a stage refused, or did not answer in time.
         """
+        self._hello = {}
+        self._hello_epoch = message.epoch
         self._send(message)
-        started = time.monotonic()
+        started = said = time.monotonic()
         while len(self._hello) < self.stages:
             waited = time.monotonic() - started
+            if message.epoch and time.monotonic() - said > _REPEAT_S:
+                # A reply may have been lost on a link that broke while it was passed on; who has answered repeats it.
+                said = time.monotonic()
+                self._send(message)
             if waited > timeout_s:
                 raise StageError(
                     f"the ring of {self.stages} stages did not close in {waited:.0f} s: no word from "
@@ -110,17 +134,22 @@ class EngineRing:
                 )
             waiting(waited)
             self._read(_POLL_S)
+        self._hello_epoch = -1
         return [self._hello[i] for i in range(self.stages)]
 
     def call(
-        self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        method: str,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        only: list[int] | None = None,
     ) -> RingFuture:
-        """Run a worker method on every stage; resolves to their results in stage order."""
+        """Run a worker method on every stage, or on some; resolves to their results in stage order."""
         self._next_call += 1
         future = RingFuture(self)
         payload = codec.encode((tuple(args), dict(kwargs or {})))
-        self._calls[self._next_call] = _Call(method, self.stages, future)
-        self._send(control.Rpc(self._next_call, method, payload))
+        self._calls[self._next_call] = _Call(method, range(self.stages) if only is None else only, future)
+        self._send(control.Rpc(self._next_call, method, payload, only))
         return future
 
     def execute(self, step: int, scheduler_output: Any, sample: bool) -> RingFuture:
@@ -145,8 +174,7 @@ class EngineRing:
             pass  # Whoever is gone needs no telling.
 
     def _send(self, message: control.AnyMessage, tag: int = 0) -> None:
-        if self.failure is not None:
-            raise self.failure
+        self._check_whole()
         try:
             self.link.send_control(control.encode(message), route=Route.REQUEST, tag=tag)
         except PeerLostError as error:
@@ -170,8 +198,7 @@ class EngineRing:
     def _read(self, timeout_s: float) -> bool:
         """Take one message off the ring, or wait `timeout_s` for one; False when none came."""
         with self._reading:
-            if self.failure is not None:
-                raise self.failure
+            self._check_whole()
             try:
                 self._take(control.decode(self.link.recv_control(timeout_s).body))
                 return True
@@ -184,7 +211,13 @@ class EngineRing:
                 raise
             except ZmqppError as error:
                 reason = f"stage {self.stages - 1}: what comes from it cannot be used: {error}"
-                raise self._fail(control.Failed(self.stages - 1, reason)) from None
+                raise self._lose(self.stages - 1, reason) from None
+
+    def _check_whole(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self.lost is not None:
+            raise StageLost(self.lost.reason)
 
     def _take(self, message: control.AnyMessage) -> None:
         if isinstance(message, control.StepReply):
@@ -200,7 +233,10 @@ class EngineRing:
             if call is not None and call.add(message):
                 del self._calls[message.call]
         elif isinstance(message, control.HelloReply) and 0 <= message.stage < self.stages:
-            self._hello[message.stage] = message
+            if message.epoch == self._hello_epoch:
+                self._hello[message.stage] = message
+        elif isinstance(message, control.Lost):
+            raise self._lose(message.stage, message.reason)
         elif isinstance(message, control.Failed):
             raise self._fail(message)
 
@@ -208,7 +244,7 @@ class EngineRing:
         try:
             self._check_child()
         except StageError as error:
-            raise self._fail(control.Failed(0, str(error))) from None
+            raise self._lose(0, str(error)) from None
 
     def refuse(self, reason: str, stage: int = control.PIPELINE) -> None:
         """End the pipeline from this side: tell all stages why, and which one is at fault if one is."""
@@ -218,14 +254,52 @@ class EngineRing:
 
     def _lost_last_stage(self, error: PeerLostError) -> StageError:
         last = self.stages - 1
-        return self._fail(control.Failed(last, f"stage {last} at {self.link.connect} is lost: {error}"))
+        return self._lose(last, f"stage {last} at {self.link.connect} is lost: {error}")
 
     def _lost_first_stage(self, error: PeerLostError) -> StageError:
         try:
             self._check_child()
         except StageError as exited:
-            return self._fail(control.Failed(0, str(exited)))
-        return self._fail(control.Failed(0, f"stage 0's process is lost: {error}"))
+            return self._lose(0, str(exited))
+        return self._lose(0, f"stage 0's process is lost: {error}")
+
+    def _lose(self, stage: int, reason: str) -> StageError:
+        """The first loss of an epoch counts; without anybody to recover it is the end."""
+        if self.recover is None:
+            return self._fail(control.Failed(stage, reason))
+        if self.lost is None:
+            self.lost = control.Lost(stage, reason)
+            self.on_lost(self.lost)
+        return StageLost(reason)
+
+    # ---- going on ----------------------------------------------------------------------------------------
+
+    def renew(self, epoch: int) -> None:
+        """Open what broke anew; from here on only `epoch` counts.
+
+        Raises:
+            ConnectError: the engine's own port could not be had again.
+        """
+        with self._reading:
+            if self.link.previous_error() is not None:
+                self.link.reopen_receive()
+            if self.link.next_error() is not None:
+                self.link.reopen_send()
+            self.link.set_epoch(epoch)
+            self.lost = None
+
+    def give_up(self, step_output: Any) -> None:
+        """Whatever was on the ring is gone: steps get `step_output`, calls an error."""
+        steps, self._steps = self._steps, {}
+        calls, self._calls = self._calls, {}
+        for step, future in steps.items():
+            self.board.finish(step, 0)
+            future.set_result(step_output)
+        for call in calls.values():
+            if not call.future.done():
+                call.future.set_exception(
+                    RemoteError(f"{call.method}: a stage was lost meanwhile; ask again")
+                )
 
     def _fail(self, notice: control.Failed) -> StageError:
         """The first failure sticks: every future hears it, and so does every stage that is still there."""
@@ -250,8 +324,10 @@ class EngineRing:
         while not self._closing.wait(_POLL_S) and self.failure is None:
             # Whoever waits for a reply sees the failure itself; look only when nobody does.
             try:
-                while not self._reading.locked() and self._read(0):
+                while self.lost is None and not self._reading.locked() and self._read(0):
                     pass
+            except StageLost:
+                self.on_idle_loss()
             except StageError:
                 break
             self.on_tick()

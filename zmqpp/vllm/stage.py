@@ -19,8 +19,18 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from zmqpp import control
-from zmqpp.errors import ConfigError, LaunchError, PeerLostError, RemoteError, UnsupportedError, ZmqppError
+from zmqpp.errors import (
+    ConfigError,
+    LaunchError,
+    PeerLostError,
+    ProtocolError,
+    RemoteError,
+    UnsupportedError,
+    ZmqppError,
+)
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
@@ -29,6 +39,7 @@ from zmqpp.vllm import codec, compat
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.reporter import Reporter
+from zmqpp.vllm.timeouts import recovery_s
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,8 +52,15 @@ WARM_UP = "compile_or_warm_up_model"
 """vLLM's last call before it serves."""
 STATS = "zmqpp.stats"
 """Rpc method: this stage's link counters."""
+RESTORE = "zmqpp.restore"
+"""Rpc method: the requests that go on after a loss; all others are forgotten."""
 START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
 """Rpc methods: keep spans from now on; give them."""
+
+
+class StartOver(ZmqppError):
+    """What this stage has loaded is of no use any more: its process begins anew."""
+
 
 _PLAIN_ERRORS = (ValueError, NotImplementedError, ZmqppError)
 """Errors whose text says what to change; others need their traceback."""
@@ -88,6 +106,12 @@ class Stage:
         self._layers: LayerRange | None = None
         self._worker: StageWorker | None = None
         self._reporter: Reporter | None = None
+        self._recovery_s = recovery_s()
+        self._hello: control.Hello | None = None
+        self._hello_reply: control.HelloReply | None = None
+        self._answers: dict[tuple[str, bytes], bytes] = {}
+        """Of the calls that brought this stage up."""
+        self._ready = self._was_ready = False
 
     def run(self) -> None:
         """Serve until the engine stops the pipeline.
@@ -97,20 +121,36 @@ class Stage:
         """
         try:
             message = self.place.first(self._startup_s, self.log)
-            while self._handle(message):
-                message = self.place.next(self._report_if_due)
-        except RemoteError:
+            while True:
+                try:
+                    if not self._handle(message):
+                        break
+                    message = self.place.next(self._report_if_due)
+                except (PeerLostError, ProtocolError) as error:
+                    message = self._rejoin(error)
+        except (RemoteError, StartOver):
             raise
-        except PeerLostError as error:
-            raise self.place.explain(error) from None
         except (KeyboardInterrupt, SystemExit):
-            self.place.tell(control.Failed(self.index, "stopped by a signal"))
+            self._say_farewell()
             raise
         except Exception as error:
             self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
             raise
         finally:
             self.place.leave(self._reporter.recorder.steps if self._reporter else 0)
+
+    def _rejoin(self, error: ZmqppError) -> control.AnyMessage:
+        """A neighbour is gone, or the engine began another epoch: what this stage has loaded stays."""
+        if self._config is None:
+            raise error
+        if self.index == 0 and self.place.link.previous_error() is not None:
+            raise self.place.explain(error) from None
+        return self.place.rejoin(self._recovery_s, self.log)
+
+    def _say_farewell(self) -> None:
+        """Stopped by a signal: one that was running will be replaced, one that was not cannot be waited for."""
+        if not self._ready:
+            self.place.tell(control.Failed(self.index, "stopped by a signal"))
 
     def _handle(self, message: control.AnyMessage) -> bool:
         """Act on one message; False ends the loop."""
@@ -130,8 +170,22 @@ class Stage:
 
     def _run_hello(self, hello: control.Hello) -> None:
         self._check_versions(hello)
+        if self._hello == hello and self._hello_reply is not None:
+            self.place.reply(self._hello_reply)  # The engine repeats itself until it has heard everyone.
+            return
+        if hello.epoch:
+            self.log(f"stage {self.index}: epoch {hello.epoch} begins")
         self.place.link.set_epoch(hello.epoch)
-        self._config, self._layers = self._configure(hello)
+        self.place.pass_on(hello)
+        if self._config is None or self._layers is None:
+            self._config, self._layers = self._configure(hello)
+        else:
+            self._check_unchanged(hello)
+        if self._hello is None or hello.session != self._hello.session:
+            self._ready = False
+        self._hello = hello
+        if self._worker is not None and self._worker.runs:
+            self._worker.forget_requests()
         total_layers = self._config.model_config.get_total_num_hidden_layers()
         self._layers.check_within(total_layers, self.index)
         reply = control.HelloReply(
@@ -145,8 +199,23 @@ class Stage:
             pid=os.getpid(),
             bound=str(self.place.link.bound),
             connect=str(self.options.connect),
+            ready=self._ready,
+            epoch=hello.epoch,
         )
+        self._hello_reply = reply
         self.place.reply(reply)
+
+    def _check_unchanged(self, hello: control.Hello) -> None:
+        """Another stage 0 may have come: what is loaded here serves it only if it asks for the same.
+
+        Raises:
+            StartOver: it does not.
+        """
+        before = self._hello
+        if before is None or msgspec.structs.replace(hello, session="", epoch=0) != msgspec.structs.replace(
+            before, session="", epoch=0
+        ):
+            raise StartOver(f"stage {self.index}: stage 0 came back with another model or other settings")
 
     def _check_versions(self, hello: control.Hello) -> None:
         if hello.protocol != control.PROTOCOL_VERSION:
@@ -189,13 +258,27 @@ class Stage:
 
     def _run_rpc(self, rpc: control.Rpc) -> None:
         """A failing call is the caller's error, as in vLLM's own executors; a failing load ends the stage."""
+        if rpc.only is not None and self.index not in rpc.only:
+            return
+        if not self._ready and (known := self._known_answer(rpc)) is not None:
+            self.place.reply(control.RpcReply(rpc.call, self.index, payload=known))
+            if rpc.method == WARM_UP:
+                self._get_ready()
+            return
         args, kwargs = codec.decode(rpc.payload)
         if rpc.method == LOAD:
-            self.place.reply(control.RpcReply(rpc.call, self.index, payload=codec.encode(self._load())))
+            loaded = codec.encode(self._load())
+            self._answers[LOAD, rpc.payload] = loaded
+            self.place.reply(control.RpcReply(rpc.call, self.index, payload=loaded))
             return
         try:
             result = self._call(rpc.method, args, kwargs)
-            reply = control.RpcReply(rpc.call, self.index, payload=codec.encode(result))
+            answer = codec.encode(result)
+            if not self._ready:
+                self._answers[rpc.method, rpc.payload] = answer
+            reply = control.RpcReply(rpc.call, self.index, payload=answer)
+        except (PeerLostError, StartOver):
+            raise
         except Exception as error:
             # The caller hears what and where; the way there is for this stage's own log.
             if not isinstance(error, _PLAIN_ERRORS):
@@ -205,8 +288,20 @@ class Stage:
         if rpc.method == WARM_UP and reply.error is None:
             self._get_ready()
 
+    def _known_answer(self, rpc: control.Rpc) -> bytes | None:
+        """What this call gave when the stage was brought up before: it is as it was then.
+
+        Raises:
+            StartOver: it was brought up otherwise, for an earlier stage 0.
+        """
+        known = self._answers.get((rpc.method, rpc.payload))
+        if known is None and self._was_ready:
+            raise StartOver(f"stage {self.index}: stage 0 came back and asks for another {rpc.method}")
+        return known
+
     def _get_ready(self) -> None:
         """From here on steps come, and are counted."""
+        self._ready = self._was_ready = True
         lane = self.place.next_lane()
         self._reporter = Reporter(self.place, self._built())
         self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
@@ -219,6 +314,8 @@ class Stage:
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         if method == STATS:
             return self.place.link.stats()
+        if method == RESTORE:
+            return self._built().restore(*args)
         if method in (START_TRACE, END_TRACE):
             return self._reporting().trace(method == START_TRACE)
         return self._built().call(method, args, kwargs)

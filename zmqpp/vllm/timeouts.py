@@ -12,6 +12,11 @@ def startup_s() -> float:
     return _seconds("ZMQPP_STARTUP_TIMEOUT_S", 600.0)
 
 
+def recovery_s() -> float:
+    """`ZMQPP_RECOVERY_TIMEOUT_S` (600): for a lost stage to be back, and the ring to go on."""
+    return _seconds("ZMQPP_RECOVERY_TIMEOUT_S", 600.0)
+
+
 def step_s() -> float:
     """`VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS` (vLLM's own, 300): for one step's activations."""
     return _seconds("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", 300.0)

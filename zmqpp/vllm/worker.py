@@ -20,6 +20,7 @@ from zmqpp.layers import LayerRange
 from zmqpp.transport import Link
 from zmqpp.vllm import compat
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.restore import forget, restore
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
 from zmqpp.watch.status import Memory
 
@@ -146,6 +147,21 @@ class StageWorker:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step
         return _finished(self.wrapper.execute_model(scheduler_output))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has a KV cache, and so may know of requests."""
+        worker = getattr(self.wrapper, "worker", None)
+        return getattr(getattr(worker, "model_runner", None), "kv_cache_config", None) is not None
+
+    def forget_requests(self) -> None:
+        """Whatever was in flight is gone, on every stage."""
+        forget(self.wrapper.worker)
+
+    def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
+        """Go on with `requests`, which have generated `outputs`; all others are forgotten."""
+        self.forget_requests()
+        restore(self.wrapper.worker, requests, outputs, samples=self.group.is_last_rank)
 
     @property
     def device(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import control
@@ -13,7 +15,7 @@ from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.settings import adopt
-from zmqpp.vllm.stage import Stage, describe
+from zmqpp.vllm.stage import Stage, StartOver, describe
 from zmqpp.vllm.timeouts import startup_s, step_s
 
 if TYPE_CHECKING:
@@ -54,7 +56,13 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     def configure(hello: control.Hello) -> tuple[VllmConfig, LayerRange]:
         return _configure(engine_args, options, hello)
 
-    Stage(options, link, configure, log, startup_s(), step_s()).run()
+    try:
+        Stage(options, link, configure, log, startup_s(), step_s()).run()
+    except StartOver as error:
+        log(f"{error}; starting over")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     log(f"stage {index}: stopped by stage 0")
 
 

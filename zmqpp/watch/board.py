@@ -105,6 +105,32 @@ class Board:
                 stage.state, stage.since, stage.reason = "lost", now, reason
             self._note(Event(now, "lost" if index is not None else "failed", reason, index))
 
+    def lose(self, reason: str, index: int) -> None:
+        """Stage `index` is gone; the pipeline waits for it."""
+        now = time.time()
+        with self._lock:
+            self.version += 1
+            status = self._status
+            status.state, status.since, status.reason = "recovering", now, reason
+            stage = status.stages[index]
+            stage.state, stage.since, stage.reason = "lost", now, reason
+            self._note(Event(now, "lost", reason, index))
+
+    def recover(self, seconds: float) -> None:
+        """All stages are there again."""
+        now = time.time()
+        with self._lock:
+            self.version += 1
+            status = self._status
+            status.state, status.since, status.reason = "ready", now, ""
+            status.recoveries += 1
+            for stage in status.stages:
+                if stage.state != "ready":
+                    stage.state, stage.since, stage.reason = "ready", now, ""
+            self._note(
+                Event(now, "recovered", f"the pipeline goes on after {seconds:.1f} s, no request was lost")
+            )
+
     def _note(self, event: Event) -> None:
         self._status.events = [*self._status.events, event][-_EVENTS:]
 

@@ -1,0 +1,95 @@
+"""Going on after a stage was lost: the ring is closed again, the new stage brought up, every request resumed.
+
+    loss noticed -> epoch + 1 -> hello, which waits until the stage is back -> the calls that brought the stages up,
+    to the new one -> vLLM's scheduler preempts all that ran -> every stage forgets them and gets them back with what
+    they have generated -> the steps that were on the ring return nothing -> vLLM schedules all again
+
+Thread: the engine's own; nothing else runs on it meanwhile, so requests and aborts wait in vLLM's queues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
+from vllm.v1.request import RequestStatus
+
+from zmqpp.errors import ConnectError
+from zmqpp.vllm.ring import StageLost
+from zmqpp.vllm.stage import RESTORE
+from zmqpp.vllm.timeouts import recovery_s
+
+if TYPE_CHECKING:
+    from zmqpp.vllm.executor import ExternalStageExecutor
+
+logger = init_logger("vllm.zmqpp.recovery")
+
+_MOST_ATTEMPTS = 100
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+
+
+class Recovery:
+    """Of one engine; `run` is called once per loss."""
+
+    def __init__(
+        self, executor: ExternalStageExecutor, waiting: Callable[[], Callable[[float], None]]
+    ) -> None:
+        self._executor = executor
+        self._waiting = waiting
+
+    def run(self) -> None:
+        """Returns when the pipeline runs again.
+
+        Raises:
+            StageError: it does not, within ZMQPP_RECOVERY_TIMEOUT_S or at all; every stage has been told.
+        """
+        executor, ring = self._executor, self._executor.ring
+        reason = ring.lost.reason if ring.lost is not None else "a stage was lost"
+        started = time.monotonic()
+        for attempt in range(1, _MOST_ATTEMPTS + 1):
+            left_s = recovery_s() - (time.monotonic() - started)
+            if left_s <= 0:
+                break
+            try:
+                self._bring_back(left_s)
+                self._resume()
+            except StageLost as again:
+                logger.info("during recovery: %s", again)
+                time.sleep(min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** min(attempt, 10)))
+            except ConnectError as error:
+                logger.info("during recovery: %s", error)
+                time.sleep(_LONGEST_PAUSE_S)
+            else:
+                executor.tell_recovered(time.monotonic() - started)
+                return
+        waited = time.monotonic() - started
+        ring.refuse(f"{reason}; it was not back after {waited:.0f} s")
+        raise ring.failure  # type: ignore[misc]  # refuse has set it
+
+    def _bring_back(self, timeout_s: float) -> None:
+        executor, ring = self._executor, self._executor.ring
+        executor.epoch += 1
+        executor.renew_first()
+        ring.renew(executor.epoch)
+        replies = executor.greet(timeout_s, self._waiting())
+        fresh = [reply.stage for reply in replies if not reply.ready]
+        for method, args, kwargs in executor.init_log if fresh else ():
+            ring.call(method, args, kwargs, only=fresh).result()
+
+    def _resume(self) -> None:
+        executor, ring = self._executor, self._executor.ring
+        scheduler = getattr(executor.engine, "scheduler", None)
+        if scheduler is None:
+            return  # vLLM is still starting: there are no requests
+        executor.engine._process_aborts_queue()
+        scheduler.reset_prefix_cache(reset_running_requests=True)
+        begun = [r for r in scheduler.requests.values() if r.status == RequestStatus.PREEMPTED]
+        requests = [NewRequestData.from_request(request, ()) for request in begun]
+        outputs = [list(request.output_token_ids) for request in begun]
+        ring.call(RESTORE, (requests, outputs)).result()
+        ring.give_up(EMPTY_MODEL_RUNNER_OUTPUT)
+        logger.info("%d requests go on", len(begun))
