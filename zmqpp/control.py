@@ -1,7 +1,8 @@
 """What travels the ring beside the tensors: one typed message per verb, msgpack, no pickle.
 
 A request goes down the ring and is forwarded by each stage before it is acted on; a reply is forwarded
-to the engine without being opened; a notice is read by everyone it passes. `Route` in the frame's head
+to the engine without being opened; a notice is read by everyone it passes, whatever its epoch. The hello, which begins
+an epoch, is a notice. `Route` in the frame's head
 says which, so that forwarding needs no Python (see transport.Relay).
 
     engine --hello--> 0 --> 1 --> .. --> N-1          each stage answers with `HelloReply`

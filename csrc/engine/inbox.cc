@@ -186,6 +186,8 @@ void Inbox::set_epoch(std::uint32_t epoch) {
   for (const Dict& dict : dicts_) freed += old_dict(dict) ? dict.counted : 0;
   dropped += std::erase_if(controls_, old_control);
   dropped += std::erase_if(dicts_, old_dict);
+  newest_ = epoch;
+  for (const Control& control : controls_) newest_ = std::max(newest_, control.epoch);
   add(stats_.stale, dropped);
   gave(freed);
 }

@@ -168,7 +168,7 @@ class Place:
         self._hello, self._hello_reply = hello, self._hello_reply if hello is self._hello else None
         if self._owes_hello and not self.is_last:
             self.link.send_control(
-                control.encode(hello), route=Route.REQUEST, timeout_s=self._patience_s
+                control.encode(hello), route=Route.NOTICE, timeout_s=self._patience_s
             )
         self._owes_hello = False
 

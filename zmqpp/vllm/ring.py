@@ -119,14 +119,14 @@ class EngineRing:
         """
         self._hello = {}
         self._hello_epoch = message.epoch
-        self._send(message)
+        self._send(message, route=Route.NOTICE)
         started = said = time.monotonic()
         while len(self._hello) < self.stages:
             waited = time.monotonic() - started
             if message.epoch and time.monotonic() - said > _REPEAT_S:
                 # A reply may have been lost on a link that broke while it was passed on; who has answered repeats it.
                 said = time.monotonic()
-                self._send(message)
+                self._send(message, route=Route.NOTICE)
             if waited > timeout_s:
                 raise StageError(
                     f"the ring of {self.stages} stages did not close in {waited:.0f} s: no word from "
@@ -173,10 +173,10 @@ class EngineRing:
         except ZmqppError:
             pass  # Whoever is gone needs no telling.
 
-    def _send(self, message: control.AnyMessage, tag: int = 0) -> None:
+    def _send(self, message: control.AnyMessage, tag: int = 0, route: Route = Route.REQUEST) -> None:
         self._check_whole()
         try:
-            self.link.send_control(control.encode(message), route=Route.REQUEST, tag=tag)
+            self.link.send_control(control.encode(message), route=route, tag=tag)
         except PeerLostError as error:
             raise self._lost_first_stage(error) from None
 

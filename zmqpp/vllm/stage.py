@@ -173,6 +173,9 @@ class Stage:
         if self._hello == hello and self._hello_reply is not None:
             self.place.reply(self._hello_reply)  # The engine repeats itself until it has heard everyone.
             return
+        before = self._hello
+        if before is not None and hello.session == before.session and hello.epoch < before.epoch:
+            return  # It was on its way when the next one had come already.
         if hello.epoch:
             self.log(f"stage {self.index}: epoch {hello.epoch} begins")
         self.place.link.set_epoch(hello.epoch)
