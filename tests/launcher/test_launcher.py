@@ -140,6 +140,16 @@ def test_who_was_killed_is_the_cause_though_a_neighbour_said_first_that_it_lost_
             launcher.check()
 
 
+def test_a_log_folder_that_someone_removed_does_not_stand_in_the_way_of_a_restart(tmp_path: Path) -> None:
+    with Launcher(fake_pipeline("ok", "ok"), tmp_path / "logs") as launcher:
+        launcher.start()
+        launcher.wait_ready(30)
+        shutil.rmtree(tmp_path / "logs")
+        launcher.restart()
+        launcher.wait_ready(30)
+        assert (tmp_path / "logs" / "stage_1.log").exists()
+
+
 def is_stage(pid: int, index: int) -> bool:
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return command[1:3] == [str(Path(__file__).parent / "fake_stage.py").encode(), str(index).encode()]
