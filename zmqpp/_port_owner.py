@@ -7,6 +7,7 @@ from pathlib import Path
 
 _LISTEN = "0A"
 """State column of /proc/net/tcp. Source: proc(5), include/net/tcp_states.h."""
+_LONGEST = 80
 _ACCEPTS = "00010000"
 """Flags column of /proc/net/unix, __SO_ACCEPTCON. Source: proc(5)."""
 
@@ -61,8 +62,12 @@ def _command(process: Path) -> str:
         raw = (process / "cmdline").read_bytes()
     except OSError:
         return "unknown command"
-    text = raw.replace(b"\0", b" ").decode(errors="replace").strip()
-    return text[:120] if text else "unknown command"
+    # Anybody's words: on one line, and nothing in them that steers a terminal.
+    words = "".join(sign if sign.isprintable() else " " for sign in raw.decode(errors="replace"))
+    text = " ".join(words.split())
+    if len(text) > _LONGEST:
+        return f"{text[:_LONGEST]}..."
+    return text or "unknown command"
 
 
 def _lines(path: Path) -> list[str]:

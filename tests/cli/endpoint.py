@@ -51,8 +51,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"data": [{"id": "model", "root": self.server.root}]})
         elif self.path == "/pipeline/status" and self.server.with_status:
             busy = self.server.at_once > 0
-            told = {"state": "ready", "stages": [], "in_flight": int(busy)}
-            self._answer({**told, "tokens_per_s": 50.0 * busy, "bubble": 0.25 * busy})
+            # Whatever is done takes two seconds, three quarters of which the one stage computes.
+            done = len(self.server.prompts)
+            stage = {"stage": 0, "spent": {"compute_s": 1.5 * done}}
+            told = {"state": "ready", "stages": [stage], "in_flight": int(busy), "at": time.time()}
+            self._answer({**told, "tokens": 100 * done, "busy_s": 2.0 * done})
         else:
             self._answer({"error": "not found"}, 404)
 

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import pytest
 from tests.cli.command import assert_mistake, zmqpp
 from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.split import open_split
+from zmqpp.errors import ConfigError
 from zmqpp.models import docs_llama
+from zmqpp.vllm import identity
 
 MODEL = str(docs_llama())
 
@@ -90,3 +94,34 @@ def test_a_split_must_be_whole_and_of_one_export(tmp_path: Path) -> None:
     (split / ".stage_1.partial").mkdir()
     (split / "pipeline.json").unlink()
     refused(tmp_path, "the export into it is not finished", str(split))
+
+
+def test_stages_of_two_models_are_not_one_split(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(docs_llama(), other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    for model, out in ((MODEL, "one"), (str(other), "two")):
+        made = zmqpp("export", "--model", model, "--num-stages", "2", "--output-dir", str(tmp_path / out))
+        assert made.returncode == 0, made.stderr
+    shutil.rmtree(tmp_path / "one" / "stage_1")
+    shutil.copytree(tmp_path / "two" / "stage_1", tmp_path / "one" / "stage_1")
+    refused(tmp_path, "was exported from another model", "--pipeline-dir", str(tmp_path / "one"))
+    # On its own machine a stage has nothing to compare with but what stage 0 says.
+    stage_0 = identity.sample_weights(str(tmp_path / "two" / "stage_0"))
+    identity.check_same_weights(str(tmp_path / "one" / "stage_1"), stage_0, 1)
+    with pytest.raises(ConfigError, match="exported from a different model than stage 0's"):
+        identity.check_same_weights(str(tmp_path / "one" / "stage_0"), stage_0, 1)
+
+
+def test_a_command_line_in_a_message_stays_on_its_line(tmp_path: Path) -> None:
+    code = "import socket, time\nserver = socket.create_server(('127.0.0.1', 0))\n"
+    code += "print(server.getsockname()[1], flush=True)\ntime.sleep(60) # \x1b[2J"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        port = holder.stdout.readline().strip()
+        refused(
+            tmp_path, f"port {port} on 127.0.0.1 is in use by pid {holder.pid}", MODEL, "--api-port", port
+        )
+        holder.kill()

@@ -129,6 +129,11 @@ def test_page_comes_with_a_policy_that_lets_nothing_else_in(gateway: str) -> Non
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
 
 
+def test_the_bare_address_leads_to_the_page(gateway: str) -> None:
+    answer = ask(gateway + "/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "pipeline")
+
+
 def test_what_the_gateway_answers_itself_works_while_not_ready(gateway: str, source: FakeSource) -> None:
     source.word.state = "starting"
     codes = [ask(gateway + path).status_code for path in ("/pipeline", "/pipeline/status", "/metrics")]

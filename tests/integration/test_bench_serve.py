@@ -26,7 +26,8 @@ def test_requests_go_out_as_asked_for_and_the_pipelines_figures_stand_beside_the
         assert {body["temperature"] for body in server.prompts} == {0}
     assert (measured["requests"]["completed"], measured["requests"]["failed"]) == (12, 0)
     assert measured["requests"]["total_output_tokens"] == 12 * 8
-    assert (measured["pipeline"]["bubble"], measured["pipeline"]["peak_tokens_per_s"]) == (0.25, 50.0)
+    assert (measured["pipeline"]["bubble"], measured["pipeline"]["tokens_per_s"]) == (0.25, 50.0)
+    assert measured["pipeline"]["peak_tokens_per_s"] > 0
 
 
 def test_requests_that_all_fail_are_one_line_with_the_endpoints_own_reason() -> None:

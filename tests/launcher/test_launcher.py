@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,16 @@ def test_who_was_killed_is_the_cause_though_a_neighbour_said_first_that_it_lost_
         emit(0, "failed", reason="its engine process is gone")
         with pytest.raises(LaunchError, match="stage 1 was killed by SIGKILL"):
             launcher.check()
+
+
+def test_a_log_folder_that_someone_removed_does_not_stand_in_the_way_of_a_restart(tmp_path: Path) -> None:
+    with Launcher(fake_pipeline("ok", "ok"), tmp_path / "logs") as launcher:
+        launcher.start()
+        launcher.wait_ready(30)
+        shutil.rmtree(tmp_path / "logs")
+        launcher.restart()
+        launcher.wait_ready(30)
+        assert (tmp_path / "logs" / "stage_1.log").exists()
 
 
 def is_stage(pid: int, index: int) -> bool:

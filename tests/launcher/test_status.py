@@ -140,6 +140,7 @@ def _until(terminal: int, wanted: str | None) -> str:
         ("https://a/team/pipeline/status", "https://a/team"),
         ("[::1]:80", "http://[::1]:80"),
         ("localhost", "http://localhost"),
+        ("8080", "http://127.0.0.1:8080"),
     ],
 )
 def test_address_may_be_written_in_many_ways(written: str, meant: str) -> None:

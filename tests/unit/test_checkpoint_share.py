@@ -190,7 +190,8 @@ def test_more_stages_than_layers_are_refused(tmp_path: Path) -> None:
         balanced_ranges(opened(tmp_path), 7, "memory")
 
 
-def test_a_stage_is_lopsided_above_one_and_a_half_times_the_mean() -> None:
-    assert lopsided([10, 10, 16]) is None
+def test_a_stage_is_lopsided_when_it_has_far_more_than_the_mean() -> None:
+    assert lopsided([10, 10, 14]) is None
+    assert lopsided([70, 30]) == (0, 1.4)
     assert lopsided([10, 10, 40]) == (2, 2.0)
     assert lopsided([0, 0]) is None

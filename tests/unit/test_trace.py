@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqpp.cli.trace import _write as write_trace
 from zmqpp.errors import ConfigError
 from zmqpp.watch.clock import Asked, offsets
 from zmqpp.watch.span import ENGINE, Span, StageSpans
@@ -111,3 +113,14 @@ def test_the_trace_has_every_span_of_every_stage_on_the_engines_clock() -> None:
 def test_a_trace_of_no_time_or_too_much_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="at most 60"):
         read_seconds(text)
+
+
+def test_a_trace_is_written_where_a_link_leads_and_never_in_place_of_a_device(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_trace(link, b"new")
+    assert link.is_symlink() and real.read_bytes() == b"new"
+    write_trace(Path("/dev/null"), b"new")
+    assert Path("/dev/null").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]

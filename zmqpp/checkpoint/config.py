@@ -13,11 +13,22 @@ from zmqpp.layers import LayerRange
 
 PIPELINE_FILE = "pipeline.json"
 """The last file that `zmqpp export` writes: with it the export is whole. See manifest.py."""
+CHECKSUMS = "zmqpp_checksums.json"
+"""Beside a stage's shards: file -> tensor -> checksum, so that it can be checked wherever it is copied to."""
 PIPELINE_INFO = "_pipeline_info"
 """Key that `zmqpp export` writes into a stage directory's config.json."""
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 """Where multi-modal models keep the configuration of their decoder."""
+
+
+def source_fingerprint(folder: Path) -> str:
+    """Of the model that an exported stage was made from; empty where the folder does not tell."""
+    try:
+        found = json.loads((folder / CHECKSUMS).read_bytes())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def read_config(model: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from zmqpp.checkpoint.names import Role
 from zmqpp.checkpoint.share import stage_tensors
 from zmqpp.layers import LayerRange
 
-LOPSIDED = 1.5
+LOPSIDED = 1.3
 """A stage is too large when it has this many times the mean."""
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

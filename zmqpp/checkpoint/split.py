@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zmqpp.checkpoint.config import PIPELINE_FILE, ExportedStage, exported_stage, layer_count, read_config
+from zmqpp.checkpoint.config import (
+    PIPELINE_FILE,
+    ExportedStage,
+    exported_stage,
+    layer_count,
+    read_config,
+    source_fingerprint,
+)
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, check_contiguous
 
@@ -75,10 +82,23 @@ def find_split(folder: Path) -> Split | None:
                 f"{found[index]} was exported as stage {info.stage} of {info.stages}, but lies here as stage {index} "
                 f"of {total}: export all stages again, together"
             )
+    _check_one_model({index: found[index] for index in range(total)})
     ranges = tuple(exported[index][0].layers for index in range(total))
     config = exported[0][1]
     check_contiguous(ranges, layer_count(config) or ranges[-1].end)
     return Split(folder, tuple(found[index] for index in range(total)), ranges, config)
+
+
+def _check_one_model(stages: dict[int, Path]) -> None:
+    """Stages of other weights fit together as well, and answer nonsense; other tools' splits do not tell."""
+    told = {index: mark for index, path in stages.items() if (mark := source_fingerprint(path))}
+    first = min(told, default=0)
+    for index, mark in told.items():
+        if mark != told[first]:
+            raise ConfigError(
+                f"{stages[index]} was exported from another model, or another version of it, than {stages[first]}: "
+                f"export all stages again, together"
+            )
 
 
 def _check_complete(folder: Path, found: list[int], total: int) -> None:

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import msgspec
 
+from zmqpp.checkpoint.config import CHECKSUMS
 from zmqpp.checkpoint.copying import Moved, damaged_tensor, source_sums, write_shard
 from zmqpp.checkpoint.durable import publish, write_file
 from zmqpp.checkpoint.files import INDEX
 from zmqpp.checkpoint.manifest import StageRecord
 from zmqpp.checkpoint.shards import Shard, index
 from zmqpp.layers import LayerRange
-
-CHECKSUMS = "zmqpp_checksums.json"
-"""Beside the shards: file -> tensor -> checksum, so that a folder can be checked wherever it is copied to."""
 
 _BLOCK_BYTES = 4096
 

@@ -108,25 +108,48 @@ def _plan(arguments: argparse.Namespace, flags: tuple[str, ...]) -> PipelinePlan
     exported = Path(arguments.pipeline_dir or "").expanduser()
     if arguments.pipeline_dir and (exported / "stage_0").is_dir():
         open_split(exported, len(hosts))
+    environments, sharing = _shares(parse_gpu_ids(arguments.gpu_ids), hosts, flags)
     return PipelinePlan(
         model=arguments.model or "",
         total=len(hosts),
         base_port=arguments.base_port,
         api=ApiEndpoint(arguments.api_host, arguments.api_port, ""),
         ranges=ranges,
-        arguments=flags,
-        environments=_environments(parse_gpu_ids(arguments.gpu_ids), hosts),
+        arguments=(*flags, *sharing),
+        environments=environments,
         models=[str(exported / f"stage_{i}") for i in range(len(hosts))] if arguments.pipeline_dir else (),
         hosts=hosts,
     )
 
 
-def _environments(gpu_ids: list[str], hosts: tuple[str, ...]) -> list[dict[str, str]]:
-    """The K-th stage of a machine takes the K-th of the GPUs."""
-    if not gpu_ids:
-        return []
+def _shares(
+    gpu_ids: list[str], hosts: tuple[str, ...], flags: tuple[str, ...]
+) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Each stage's environment, and flags for all, where stages share a machine; alone, vLLM's own choice is the best.
+
+    The K-th stage of a machine takes the K-th of the GPUs. All machines are taken to be like this one.
+    """
+    from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
+
     places = [hosts[:index].count(host) for index, host in enumerate(hosts)]
-    return [{"CUDA_VISIBLE_DEVICES": gpu_ids[place % len(gpu_ids)]} for place in places]
+    most = max(places) + 1
+    if gpu_ids:
+        chosen = [{"CUDA_VISIBLE_DEVICES": gpu_ids[place % len(gpu_ids)]} for place in places]
+        return chosen, memory_flags(most, gpu_ids, flags)
+    if most == 1:
+        return [], ()
+    try:
+        devices = visible_devices()
+    except ConfigError:
+        return [], ()  # No vLLM here, so the plan is for other machines.
+    alike = [
+        stage_environment(place, hosts.count(host), devices)
+        for place, host in zip(places, hosts, strict=True)
+    ]
+    sharing = [share if hosts.count(host) > 1 else {} for share, host in zip(alike, hosts, strict=True)]
+    for share in sharing:
+        share.pop("VLLM_NO_USAGE_STATS", None)
+    return sharing, memory_flags(most, devices, flags)
 
 
 def _index(word: str | None, total: int, every: bool) -> int | None:
@@ -186,31 +209,12 @@ def _check_here(stage: StagePlan, arguments: argparse.Namespace) -> None:
 
 def _become(plan: PipelinePlan, index: int) -> NoReturn:
     """Replace this process, so that signals and the exit code are vLLM's own."""
-    share, flags = _share(plan, index)
+    from zmqpp.pipeline.devices import vllm_is_cpu
+
+    vllm_is_cpu()  # There is one to become.
     stage = plan.stages[index]
-    environment = {**share, **stage.environment}
-    for name, value in environment.items():
+    for name, value in stage.environment.items():
         print(f"zmqpp: {name}={value}", file=sys.stderr)
-    if flags:
-        print(f"zmqpp: {' '.join(flags)}", file=sys.stderr)
     sys.stderr.flush()
-    command = [*stage.command(), *flags]
-    os.execve(command[0], command, {**os.environ, **environment})
-
-
-def _share(plan: PipelinePlan, index: int) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Stages of one machine share its GPUs, or its cores, and memory; alone, vLLM's own choice is the best."""
-    from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
-
-    stage = plan.stages[index]
-    chosen = {
-        place.environment["CUDA_VISIBLE_DEVICES"]
-        for place in plan.stages
-        if place.host == stage.host and place.environment
-    }
-    devices = visible_devices()
-    stages = [place.index for place in plan.stages if place.host == stage.host]
-    if len(stages) == 1:
-        return {}, ()
-    share = stage_environment(stages.index(index), len(stages), devices)
-    return share, memory_flags(len(stages), sorted(chosen) or devices, stage.arguments)
+    command = stage.command()
+    os.execve(command[0], command, {**os.environ, **stage.environment})

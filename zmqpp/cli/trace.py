@@ -66,8 +66,13 @@ def _read(body: bytes, url: str) -> dict[str, Any]:
 
 
 def _write(path: Path, body: bytes) -> None:
+    """In one step; where a link leads, and never in place of a pipe or a device."""
+    path = path.resolve()
     part = path.with_name(f".{path.name}.part")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(body)
+            return
         part.write_bytes(body)
         part.replace(path)
     except OSError as error:

@@ -68,7 +68,7 @@ def _remedy(verdict: Verdict, checkpoint: Checkpoint, measure: str, largest: int
         return f"no split into {verdict.stages} stages does better; fewer stages would be more even"
     return (
         f"zmqpp validate --model {verdict.model} --num-stages {verdict.stages} --balance {measure} "
-        f"proposes ranges whose largest is {best / largest:.0%} of it"
+        f"proposes ranges with at most {best / largest:.0%} of that on a stage"
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from zmqpp.gateway.proxy import Proxy
@@ -44,6 +44,7 @@ def build_app(upstream: str, source: Source) -> Starlette:
         Route("/pipeline/status", own.status),
         Route("/metrics", own.metrics),
         Route("/pipeline", own.page),
+        Route("/", own.home),
     ]
     app = Starlette(routes=routes, lifespan=own.lifespan)
     app.router.redirect_slashes = False
@@ -97,6 +98,10 @@ class _Own:
 
     async def page(self, _request: Request) -> Response:
         return Response(page(), headers=PAGE_HEADERS)
+
+    async def home(self, _request: Request) -> Response:
+        """Stage 0 has nothing at this path."""
+        return RedirectResponse("pipeline", 307)
 
     async def _merged(self) -> PipelineStatus:
         answer = await self.upstream.get("/pipeline/status", _STATUS_S)

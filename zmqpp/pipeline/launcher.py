@@ -83,6 +83,7 @@ class Launcher:
         """
         self.culprit = None
         with _told_as_launch_error():
+            self._log_dir.mkdir(parents=True, exist_ok=True)  # Someone may have cleaned up since.
             self._events_path.write_bytes(b"")
             self._events_offset = 0
             for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from zmqpp.watch.status import PipelineStatus
 
 __all__ = ["Load", "Measured", "measure"]
 
-_POLL_S = 0.5
+_POLL_S = 1.0
+_REPORTED_S = 2.0
+"""After so long every stage has told what it counted."""
 _ASK_S = 5.0
 
 
@@ -76,7 +79,7 @@ def measure(load: Load) -> Measured:
         LaunchError: `vllm bench serve` failed, with its own reason.
     """
     model, tokenizer = _model(load)
-    samples: list[PipelineStatus] = []
+    samples = _status(load.url)
     with tempfile.TemporaryDirectory(prefix="zmqpp-load-") as folder:
         log, result = Path(folder) / "bench.log", Path(folder) / "result.json"
         with _running(_command(load, model, tokenizer, result), log) as process:
@@ -84,8 +87,13 @@ def measure(load: Load) -> Measured:
                 samples += _status(load.url)
                 time.sleep(_POLL_S)
         if code or not result.exists():
-            raise LaunchError(f"`vllm bench serve` ended (exit code {code}): {clear_line(log)}")
+            reason = clear_line(log)
+            hint = "; give --tokenizer PATH" if "huggingface" in reason.lower() else ""
+            raise LaunchError(f"`vllm bench serve` ended (exit code {code}): {reason}{hint}")
         requests = json.loads(result.read_text())
+    if samples:
+        time.sleep(_REPORTED_S)
+        samples += _status(load.url)
     if not requests["completed"]:
         raise RemoteError(
             f"{load.url} answered none of {load.num_prompts} requests: {_why(load, model, requests)}"
@@ -176,15 +184,22 @@ def _status(url: str) -> list[PipelineStatus]:
 
 
 def _pipeline(samples: list[PipelineStatus]) -> dict[str, float] | None:
-    """Means over the samples in which steps were under way."""
-    if not samples:
+    """From counters, of which the first was taken before the load, and the last once all stages had reported."""
+    if len(samples) < 2:
         return None
-    busy = [sample for sample in samples if sample.tokens_per_s or sample.in_flight]
-    rates = [sample.tokens_per_s for sample in busy] or [0.0]
-    bubbles = [sample.bubble for sample in busy] or [0.0]
+    first, last = samples[0], samples[-1]
+    rates = [_rate(one, other) for one, other in pairwise(samples) if other.at > one.at]
+    busy_s = last.busy_s - first.busy_s
+    computed_s = sum(stage.spent.compute_s for stage in last.stages)
+    computed_s -= sum(stage.spent.compute_s for stage in first.stages)
+    there_s = busy_s * max(1, len(last.stages))
     return {
-        "tokens_per_s": sum(rates) / len(rates),
-        "peak_tokens_per_s": max(rates),
-        "bubble": sum(bubbles) / len(bubbles),
-        "samples": len(busy),
+        "tokens_per_s": (last.tokens - first.tokens) / busy_s if busy_s > 0 else 0.0,
+        "peak_tokens_per_s": max(rates, default=0.0),
+        "bubble": min(1.0, max(0.0, 1 - computed_s / there_s)) if there_s > 0 else 0.0,
+        "busy_s": busy_s,
     }
+
+
+def _rate(before: PipelineStatus, after: PipelineStatus) -> float:
+    return (after.tokens - before.tokens) / (after.at - before.at)

@@ -9,6 +9,7 @@ Source: vLLM's `--middleware`, an ASGI class named by its import path. Like vLLM
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -27,6 +28,9 @@ from zmqpp.watch.trace import read_seconds
 GATEWAY_HEADER = b"x-zmqpp-gateway"
 """A gateway has figures of its own, and asks for vLLM's alone."""
 _encoder = msgspec.json.Encoder()
+
+
+_LOOK_S = 0.2
 
 
 class PipelineRoutes:
@@ -77,9 +81,16 @@ class PipelineRoutes:
         async with self._tracing:
             engine: Any = request.scope["vllm"].state.engine_client
             await engine.collective_rpc(START_TRACE)
-            await asyncio.sleep(seconds)
+            await _while_connected(request, seconds)
             [trace] = await engine.collective_rpc(END_TRACE)
         return Response(trace, media_type="application/json")
+
+
+async def _while_connected(request: Request, seconds: float) -> None:
+    """Wait, unless the client leaves: the next one need not wait for a trace nobody takes."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and not await request.is_disconnected():
+        await asyncio.sleep(min(left, _LOOK_S))
 
 
 async def _page(request: Request) -> Response:

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zmqpp.checkpoint.config import PIPELINE_INFO, exported_stage, layer_count, read_config
+from zmqpp.checkpoint.config import (
+    CHECKSUMS,
+    PIPELINE_INFO,
+    exported_stage,
+    layer_count,
+    read_config,
+    source_fingerprint,
+)
 from zmqpp.checkpoint.fingerprint import digest_header, sample
 from zmqpp.errors import ConfigError, LayerRangeError
 from zmqpp.layers import LayerRange
@@ -49,10 +56,15 @@ def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -
 
 
 def sample_weights(model: str) -> dict[str, tuple[str, str]]:
-    """Safetensors file of a directory -> (digest of its header, digest of samples); a few dozen KB are read each."""
-    return {
+    """Safetensors file of a directory -> (digest of its header, digest of samples); a few dozen KB are read each.
+
+    An exported stage adds what it was exported from.
+    """
+    found = {
         path.name: (digest_header(path), sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
     }
+    exported_from = source_fingerprint(Path(model))
+    return found | {CHECKSUMS: (exported_from, "")} if exported_from else found
 
 
 def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: int) -> None:
@@ -61,6 +73,12 @@ def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: in
     Files of other names, or with other tensors, say nothing: a stage may have its own share of the model, whose
     files can have the very sizes of stage 0's, or other shards.
     """
+    mine, stage_0s = source_fingerprint(Path(model)), theirs.get(CHECKSUMS, ("", ""))[0]
+    if mine and stage_0s and mine != stage_0s:
+        raise ConfigError(
+            f"stage {stage}: {model} was exported from a different model than stage 0's, or from another version of "
+            f"it; export all stages again, together, and copy them anew"
+        )
     for path in sorted(Path(model).glob("*.safetensors")):
         there = theirs.get(path.name)
         if there is not None and there[0] == digest_header(path) and there[1] != sample(path):

@@ -16,7 +16,7 @@ from zmqpp.watch.status import LinkCounters
 
 _BUSY_S = 1.0
 """Between two reports of a stage that runs steps."""
-_IDLE_S = 5.0
+_IDLE_S = 2.0
 """Between two reports of one that does not: a sign of life."""
 _COUNTED = frozenset(LinkCounters.__struct_fields__) - {"lane", "lane_reason"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -97,7 +98,8 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     if unheard:
         end_early(options, unheard)
     if reason:
-        emit(0, "failed", reason=reason)
+        named = re.match(r"stage (\d+)\b", reason)
+        emit(int(named[1]) if named else 0, "failed", reason=reason)
         end(reason)
 
 

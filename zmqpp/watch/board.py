@@ -19,8 +19,9 @@ from zmqpp.watch.status import Event, PipelineStatus, Spent, StageStatus
 
 __all__ = ["Board"]
 
-WINDOW_S = 10.0
+WINDOW_S = 3.0
 """Over which rates are taken."""
+_LEAST_WINDOW_S = 1.0
 _EVENTS = 100
 _NS = 1e-9
 
@@ -71,6 +72,7 @@ class Board:
             session=session,
         )
         self._flight = _Flight()
+        self._busy_since_ns = self._last_step_ns = 0
         self._samples: list[deque[Sample]] = [deque() for _ in range(stages)]
         self._generated: deque[tuple[int, int]] = deque()
         self._trace: StageSpans | None = None
@@ -140,7 +142,10 @@ class Board:
         """A step with `tokens` scheduled tokens of `requests` requests went onto the ring."""
         with self._lock:
             self.version += 1
-            self._flight.send(step, time.monotonic_ns())
+            now_ns = time.monotonic_ns()
+            if not self._flight.on_ring and now_ns - self._last_step_ns > WINDOW_S / _NS:
+                self._busy_since_ns = now_ns
+            self._flight.send(step, now_ns)
             if self._trace is not None:
                 self._trace.sizes[step] = (tokens, requests)
 
@@ -150,6 +155,7 @@ class Board:
         with self._lock:
             self.version += 1
             sent_ns = self._flight.finish(step, now_ns)
+            self._last_step_ns = now_ns
             if self._trace is not None and len(self._trace.spans) < MAX_SPANS:
                 self._trace.spans.append(Span("step", step, sent_ns, now_ns))
             self._status.steps += 1
@@ -200,12 +206,17 @@ class Board:
             status.at = time.time()
             status.in_flight = flight.on_ring
             lately = [tokens for at_ns, tokens in self._generated if now_ns - at_ns <= WINDOW_S / _NS]
-            status.tokens_per_s = sum(lately) / WINDOW_S
+            status.tokens_per_s = sum(lately) / self._window_s(now_ns)
             status.bubble = share_idle(self._samples)
-            busy_s = flight.busy_until(now_ns) * _NS
+            status.busy_s = busy_s = flight.busy_until(now_ns) * _NS
             computed_s = sum(stage.spent.compute_s for stage in status.stages)
             status.bubble_total = _share_left(computed_s, busy_s * len(status.stages))
             return _copy(status)
+
+    def _window_s(self, now_ns: int) -> float:
+        """Shorter at the start of a burst of steps, which would look slow for as long as the window is."""
+        since_ns = self._busy_since_ns
+        return min(WINDOW_S, max(_LEAST_WINDOW_S, (now_ns - since_ns) * _NS))
 
 
 def _spent(report: StageReport) -> Spent:

@@ -20,12 +20,13 @@ _PATH = "/pipeline/status"
 
 
 def base_url(address: str) -> str:
-    """`HOST:PORT`, a URL, or that of the page or the status itself -> the URL before `/pipeline`.
+    """`PORT` here, `HOST:PORT`, a URL, or that of the page or the status itself -> the URL before `/pipeline`.
 
     Raises:
         ConfigError: it is none of these.
     """
-    text = address if "://" in address else f"http://{address}"
+    place = f"127.0.0.1:{address}" if address.isascii() and address.isdigit() else address
+    text = place if "://" in place else f"http://{place}"
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port

@@ -179,6 +179,8 @@ class PipelineStatus(msgspec.Struct):
     steps: int = 0
     tokens: int = 0
     """Tokens generated."""
+    busy_s: float = 0.0
+    """For how long there was a step on the ring, since the pipeline became ready."""
     tokens_per_s: float = 0.0
     bubble: float = 0.0
     """Share of stage time not spent computing while steps were in flight, over the last window; 0 when none were."""
