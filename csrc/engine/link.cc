@@ -209,6 +209,7 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"cancelled", stats_.cancelled},
       {"allocations", stats_.allocations},
       {"doorbells", stats_.doorbells},
+      {"refused", mine && sender_ ? sender_->gate().refused() : 0},
       {"in_flight", stats_.in_flight},
       {"held_bytes", stats_.held_bytes},
       {"send_wait_ns", stats_.send_wait_ns},
@@ -228,6 +229,14 @@ std::string Link::lane_reason() const {
   if (current_pid() != owner_) return "";
   const std::string sending = sender_ ? sender_->lane_reason() : "";
   return sending.empty() && receiver_ ? receiver_->lane_reason() : sending;
+}
+
+std::vector<net::Refusal> Link::take_refusals() {
+  return current_pid() == owner_ && sender_ ? sender_->gate().take_refusals() : std::vector<net::Refusal>{};
+}
+
+std::string Link::key_trouble() const {
+  return current_pid() == owner_ && receiver_ ? receiver_->key_trouble() : "";
 }
 
 void Link::arm(bool on) {
