@@ -189,7 +189,7 @@ def test_every_number_of_stats_is_documented_and_there() -> None:
     documented = set(
         re.findall(r"\b[a-z]+_[a-z0-9_]+\b|\blane\b|\brelayed\b|\bstale\b|\bcancelled\b", Link.stats.__doc__)
     )
-    documented |= set(re.findall(r"\b(allocations|doorbells)\b", Link.stats.__doc__))
+    documented |= set(re.findall(r"\b(allocations|doorbells|refused)\b", Link.stats.__doc__))
     with pair() as (sender, receiver):
         sender.send_dict({"x": torch.ones(10)})
         receiver.recv_dict()
