@@ -78,10 +78,10 @@ def test_a_ring_of_ranks_takes_its_keys_from_the_argument_or_the_environment(
         with ZeroMQCommunicator(1, connect=first.bound) as second:
             first.send_tensor_dict(numbered(7, MIB))
             assert_whole(second.recv_tensor_dict() or {}, 7, MIB)
-        monkeypatch.setenv("ZMQPP_CURVE_DIR", keys["theirs"])
-        with ZeroMQCommunicator(1, connect=first.bound) as stranger_:
-            with pytest.raises(ConnectTimeout, match="it has another key, or none"):
-                stranger_.wait_peers(1000)
+            monkeypatch.setenv("ZMQPP_CURVE_DIR", keys["theirs"])
+            with ZeroMQCommunicator(1, connect=first.bound) as other:
+                with pytest.raises(ConnectTimeout, match="it has another key, or none"):
+                    other.wait_peers(1500)
 
 
 WRONG = {

@@ -68,7 +68,7 @@ def check_keys(flags: Sequence[str]) -> None:
     from zmqpp.keys import read_keys
 
     folder = os.environ.get("ZMQPP_CURVE_DIR", "").strip()
-    for word, following in zip(flags, [*flags[1:], ""], strict=True):
+    for word, following in zip(flags, [*flags[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name == _KEYS:
             folder = value if equals else following
