@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import ipaddress
+import logging
 import weakref
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +14,14 @@ from zmqpp._port_owner import path_owner, port_owner
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint
 from zmqpp.errors import ConfigError, ConnectError
+from zmqpp.keys import read_keys
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_device", "engine_options", "forget", "load_zmq", "open_engine", "register"]
+__all__ = ["check_bind", "check_device", "engine_options", "forget", "load_zmq", "open_engine", "register"]
+
+_log = logging.getLogger("zmqpp")
 
 
 class _Link(Protocol):
@@ -55,11 +60,52 @@ def load_zmq() -> None:
 
 
 def engine_options(config: TransportConfig) -> dict[str, Any]:
-    """What the engine takes of the configuration."""
+    """What the engine takes of the configuration, with the pipeline's keys.
+
+    Raises:
+        ConfigError: the keys cannot be used.
+    """
     options = asdict(config)
-    for name in ("timeout_s", "linger_s"):  # used on this side of the binding
+    for name in ("timeout_s", "linger_s", "curve_dir", "require_auth"):  # used on this side of the binding
         del options[name]
+    if config.curve_dir:
+        keys = read_keys(config.curve_dir)
+        options.update(curve_public=keys.public, curve_secret=keys.secret)
     return options
+
+
+def check_bind(where: Endpoint, config: TransportConfig, name: str, warn: bool = True) -> None:
+    """Refuse, or warn once, where other machines could reach a link without keys.
+
+    Raises:
+        ConfigError: the configuration requires keys, there are none, and `where` is no loopback address.
+    """
+    global _warned
+    if config.curve_dir or _is_on_this_host(where):
+        return
+    what_to_do = "run `zmqpp keygen DIR`, and give every stage --pipeline-curve-dir DIR (or ZMQPP_CURVE_DIR)"
+    if config.require_auth:
+        raise ConfigError(f"{where} is no loopback address, and keys are required there: {what_to_do}")
+    if warn and not _warned:
+        _warned = True
+        who = f"{name}: " if name else ""
+        text = (
+            "%sbinding %s WITHOUT KEYS: whoever reaches it can read and change what the pipeline computes; %s"
+        )
+        _log.warning(text, who, where, what_to_do)
+
+
+_warned = False
+
+
+def _is_on_this_host(where: Endpoint) -> bool:
+    """A name other than localhost may mean anything by the time it is bound."""
+    if where.scheme == "ipc" or where.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(where.host).is_loopback
+    except ValueError:
+        return False
 
 
 def open_engine(options: dict[str, Any], where: Endpoint | None) -> _engine.Link:

@@ -14,9 +14,11 @@ In asyncio, handles are awaited, and dicts come one after another:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +26,7 @@ import torch
 from zmqpp import _slices
 from zmqpp._opening import check_device
 from zmqpp._slices import AllGatherGroup, TensorDict
-from zmqpp.config import LANES
+from zmqpp.config import LANES, TransportConfig
 from zmqpp.errors import ConfigError, UnsupportedError
 from zmqpp.tickets import Done, RecvTicket
 from zmqpp.transport import Link
@@ -64,6 +66,8 @@ class ZeroMQCommunicator:
             socket elsewhere. None = what ZMQPP_LANE says, or "auto".
         device: where tensors go that were not in CPU memory at the sender; None = CPU memory.
         timeout_ms: deadline of every operation that is given none; finite and above 0.
+        curve_dir: folder of the ring's keys, made by `zmqpp keygen`, the same keys on every rank: links are
+            encrypted, and let in only who has them too. None = what ZMQPP_CURVE_DIR says, or none.
     Raises:
         ConfigError: an argument is wrong. UnsupportedError: a lane of a later release.
         ConnectError: `bind` is in use, or not an address of this machine.
@@ -79,6 +83,7 @@ class ZeroMQCommunicator:
         lane: str | None = None,
         device: torch.device | str | None = None,
         timeout_ms: float = 300_000,
+        curve_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not (_is_int(world_size) and world_size >= 1):
             raise ConfigError(f"world_size={world_size!r} must be an int of at least 1")
@@ -92,6 +97,9 @@ class ZeroMQCommunicator:
             raise ConfigError("timeout_ms=0 must be positive; 0 is for single operations")
         self._link: Link | None = None
         device = check_device(device)
+        config = TransportConfig.from_env()
+        if curve_dir is not None:
+            config = replace(config, curve_dir=os.fspath(curve_dir))
         if world_size == 1:
             return
         self._link = Link(
@@ -104,6 +112,7 @@ class ZeroMQCommunicator:
             rank=rank,
             world_size=world_size,
             lane=lane,
+            config=config,
         )
 
     @property

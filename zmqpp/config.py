@@ -77,6 +77,10 @@ class TransportConfig:
     """A waiter polls at most this long before it sleeps; it adapts downwards; 0 = never."""
     checksum: bool = False
     """Send a crc32c of every message's body along, and check those that come."""
+    curve_dir: str = ""
+    """Folder of the pipeline's keys, made by `zmqpp keygen`: links are encrypted, and let in only who has them too."""
+    require_auth: bool = False
+    """Bind nothing but loopback addresses and Unix sockets without keys."""
 
     def __post_init__(self) -> None:
         types = get_type_hints(type(self))
@@ -89,8 +93,11 @@ class TransportConfig:
                 raise ConfigError(f"{name}={value} must lie within {smallest:g}..{largest:g}")
         if not isinstance(self.lane, str) or self.lane not in LANES:
             raise ConfigError(f"lane={self.lane!r} must be one of {', '.join(LANES)}")
-        if not isinstance(self.checksum, bool):
-            raise ConfigError(f"checksum must be True or False, not {self.checksum!r}")
+        for name in ("checksum", "require_auth"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.curve_dir, str):
+            raise ConfigError(f"curve_dir must be the path of a folder, not {self.curve_dir!r}")
         if self.chunk_bytes % 64:
             raise ConfigError(f"chunk_bytes={self.chunk_bytes} must be a multiple of 64")
         if 0 < self.peer_timeout_s <= self.heartbeat_s:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import _engine
-from zmqpp._opening import check_device, engine_options, forget, load_zmq, open_engine, register
+from zmqpp._opening import check_bind, check_device, engine_options, forget, load_zmq, open_engine, register
 from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
@@ -124,6 +124,8 @@ class Link:
         self.connect = None if whom is None else str(whom)
         load_zmq()
         options = engine_options(self.config)
+        if where is not None:
+            check_bind(where, self.config, name)
         options.update(bind=str(where or ""), connect=str(whom or ""), name=name, relay=int(relay))
         options.update(
             previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size
@@ -132,6 +134,7 @@ class Link:
         self.bound: str | None = self._engine.bound() or None
         self._sockets = (_scheme(where), _scheme(whom))
         self._lane_said = False
+        self._key_trouble_said = False
         self._wakeups = Wakeups(self._engine)
         self._owner = os.getpid()
         self._in_flight: deque[tuple[_engine.SendTicket, list[Any]]] = deque()
@@ -159,6 +162,7 @@ class Link:
         """
         got = self._engine.recv_control(timeout_s)
         if got is None:
+            self._say_refusals()
             raise self._receive_timeout("control message", timeout_s)
         body, route, tag, epoch = got
         return Control(body, Route(route), tag, epoch)
@@ -208,6 +212,7 @@ class Link:
         self._wakeups.forget_closed()
         got = self._engine.recv_dict(seconds)
         if got is None:
+            self._say_refusals()
             raise self._receive_timeout("dict", seconds)
         return self._open(got, tag)
 
@@ -242,7 +247,10 @@ class Link:
         Raises:
             ConnectTimeout: who did not come, and why if known. The halves' errors.
         """
-        self._engine.wait_peers(self._seconds(timeout_s))
+        try:
+            self._engine.wait_peers(self._seconds(timeout_s))
+        finally:
+            self._say_refusals()
         if not self._lane_said:
             self._say_lane()
 
@@ -293,6 +301,7 @@ class Link:
                 woken in the other process.
             relayed: control messages passed on; stale: what was dropped for its old epoch.
             cancelled: dicts given up half-way, by this sender or by the one it receives from.
+            refused: peers that were not let in: with a wrong key or none, or where one is already.
             send_wait_ns: waited for room in the queue, pool or segment; peer_wait_ns: waited for something to come.
         Now:
             in_flight: dicts that were accepted and are not copied yet.
@@ -303,6 +312,7 @@ class Link:
                 shared memory, from its being there until it was taken.
         """
         self._reap()
+        self._say_refusals()
         counters: dict[str, Any] = self._engine.stats()
         for name in ("send_peer_connected", "receive_peer_connected"):
             counters[name] = bool(counters[name])
@@ -325,6 +335,7 @@ class Link:
         """
         if os.getpid() != self._owner:
             return
+        self._say_refusals()
         self._engine.close(self.config.linger_s if linger_s is None else linger_s)
         self._wakeups.poke()
         self._reap()
@@ -371,6 +382,17 @@ class Link:
                 who = f"{self.name}: " if self.name else ""
                 text = "%stensors from %s come through the socket, not through shared memory: %s"
                 _log.log(level, text, who, self.previous, reason)
+
+    def _say_refusals(self) -> None:
+        """Each address once with each reason; called now and then, never on the way of a message."""
+        who = f"{self.name}: " if self.name else ""
+        for address, reason in self._engine.take_refusals():
+            _log.warning("%srefused a peer at %s: %s", who, address, reason)
+        trouble = "" if self._key_trouble_said else self._engine.key_trouble()
+        if trouble:
+            self._key_trouble_said = True
+            text = "%s%s at %s %s: run every stage with the same --pipeline-curve-dir"
+            _log.warning(text, who, self.previous, self.connect, trouble)
 
     def _hold(self, ticket: _engine.SendTicket | None, owners: list[Any]) -> None:
         """Keep what the engine still reads, even if nobody keeps the ticket."""

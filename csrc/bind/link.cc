@@ -57,6 +57,8 @@ Options read_options(const py::dict& from) {
   read(from, "heartbeat_s", options.heartbeat_s);
   read(from, "peer_timeout_s", options.peer_timeout_s);
   read(from, "handshake_s", options.handshake_s);
+  read(from, "curve_public", options.keys.public_key);
+  read(from, "curve_secret", options.keys.secret_key);
   return options;
 }
 
@@ -172,6 +174,13 @@ void wait_peers(Link& link, double timeout_s) {
   if (!wait_in_slices(deadline, sending) && !link.is_receiver_there()) throw link.peer_timeout(true, timeout_s);
 }
 
+// [(address, reason), …]
+py::list take_refusals(Link& link) {
+  py::list out;
+  for (const net::Refusal& refusal : link.take_refusals()) out.append(py::make_tuple(refusal.address, refusal.reason));
+  return out;
+}
+
 void raise_if(const std::optional<Error>& error) {
   if (error) throw *error;
 }
@@ -201,6 +210,8 @@ void register_link(py::module_& m) {
       .def("reopen_receive", &Link::reopen_receive, py::call_guard<py::gil_scoped_release>())
       .def("set_epoch", &Link::set_epoch)
       .def("lane_reason", &Link::lane_reason)
+      .def("take_refusals", &take_refusals)
+      .def("key_trouble", &Link::key_trouble)
       .def("notify_fd", [](Link& link) { return link.notice().fd(); })
       .def("arm_notify", &Link::arm)
       .def("drain_notify", [](Link& link) { link.notice().drain(); })

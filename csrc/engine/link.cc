@@ -293,6 +293,7 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"cancelled", stats_.cancelled},
       {"allocations", stats_.allocations},
       {"doorbells", stats_.doorbells},
+      {"refused", sending ? sending->gate().refused() : 0},
       {"in_flight", stats_.in_flight},
       {"held_bytes", stats_.held_bytes},
       {"send_wait_ns", stats_.send_wait_ns},
@@ -314,6 +315,18 @@ std::string Link::lane_reason() const {
   const std::shared_ptr<Receiving> half = receiving();
   const std::string reason = sending ? sending->lane_reason() : "";
   return reason.empty() && half ? half->receiver.lane_reason() : reason;
+}
+
+std::vector<net::Refusal> Link::take_refusals() {
+  if (current_pid() != owner_) return {};
+  const std::shared_ptr<Sender> half = sender();
+  return half ? half->gate().take_refusals() : std::vector<net::Refusal>{};
+}
+
+std::string Link::key_trouble() const {
+  if (current_pid() != owner_) return "";
+  const std::shared_ptr<Receiving> half = receiving();
+  return half ? half->receiver.key_trouble() : "";
 }
 
 void Link::arm(bool on) {

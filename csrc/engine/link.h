@@ -68,6 +68,8 @@ class Link {
   std::uint32_t epoch() const { return epoch_; }
   std::map<std::string, std::uint64_t> stats() const;
   std::string lane_reason() const;
+  std::vector<net::Refusal> take_refusals();  // whom the gate refused since the last call, each address once
+  std::string key_trouble() const;            // what is wrong with the previous place's key, or empty
   Notice& notice() { return *notice_; }
   void arm(bool on);
   void note_send_wait(std::uint64_t ns) { add(stats_.send_wait_ns, ns); }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "net/curve.h"
 #include "wire/head.h"
 
 namespace zmqpp::engine {
@@ -37,6 +38,7 @@ struct Options {
   std::int64_t rank = -1;        // -1: places have no ranks here
   std::int64_t world_size = 0;
   Relay relay = Relay::kNone;
+  net::KeyPair keys;     // of the pipeline; none: links are open to whoever reaches them
 
   std::size_t chunk_bytes = 512u << 10;
   std::size_t inline_bytes = 64u << 10;

@@ -25,11 +25,13 @@ void configure(net::Socket& socket, const Options& options, int io_threads) {
   socket.set_i64(net::kAffinity, 1 << (io_threads - 1));  // one I/O thread, as PeerWatch needs; the last one
   socket.set(net::kRcvHwm, kReceiveHwm);
   socket.set(net::kLinger, 0);
-  socket.set_i64(net::kMaxMsgSize, static_cast<long long>(options.limits.max_frame_bytes()));
+  const std::size_t overhead = options.keys.is_given() ? net::kCurveOverhead : 0;
+  socket.set_i64(net::kMaxMsgSize, static_cast<long long>(options.limits.max_frame_bytes() + overhead));
   socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));
   socket.set(net::kReconnectIvl, 50);
   socket.set(net::kReconnectIvlMax, 1000);
-  socket.set_text(net::kZapDomain, "zmqpp");  // see sender.cc: refuses what is not ZMTP 3
+  socket.set_text(net::kZapDomain, net::kConnectDomain);
+  net::use_keys_to_connect(socket, options.keys);
   if (options.connect.rfind("tcp://", 0) != 0) return;
   socket.set(net::kIpv6, 1);  // names may resolve to either family; IPv4 keeps working
   socket.set(net::kTcpKeepalive, 1);
@@ -66,7 +68,7 @@ Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, 
       shared_stats_(std::move(stats)),
       stats_(*shared_stats_),
       socket_(context, net::kPull),
-      watch_(context, socket_),
+      watch_(context, socket_, options_.keys.is_given()),
       assembly_(stats_) {
   configure(socket_, options_, context.io_threads());
   readable_ = socket_.descriptor();
@@ -92,6 +94,11 @@ bool Receiver::peer_connected() const {
 std::string Receiver::last_refusal() const {
   const std::lock_guard lock(mutex_);
   return last_refusal_;
+}
+
+std::string Receiver::key_trouble() const {
+  const std::lock_guard lock(mutex_);
+  return key_trouble_;
 }
 
 std::string Receiver::lane_reason() const {
@@ -208,6 +215,7 @@ void Receiver::watch_peer() {
   retry_if_stalled();
   const std::lock_guard lock(mutex_);
   last_refusal_ = watch_.last_refusal();
+  key_trouble_ = watch_.key_trouble();
 }
 
 // libzmq gives an address up for good where something answered that is no ZeroMQ peer: perhaps only until the sender

@@ -49,6 +49,7 @@ class Receiver : public Source {
   bool wait_peer(const Deadline& deadline);  // its hello came, not only its connection. false: the deadline passed
   bool peer_connected() const;
   std::string last_refusal() const;
+  std::string key_trouble() const;  // what is wrong with the sender's key, or empty
   Lane lane() const { return lane_; }
   std::string lane_reason() const;  // why not the shared one
   void read_now() noexcept override;
@@ -96,6 +97,7 @@ class Receiver : public Source {
   bool over_ = false;
   bool closing_ = false;
   std::string last_refusal_;
+  std::string key_trouble_;
   std::string lane_reason_;
   std::atomic<Lane> lane_{Lane::kUndecided};
 

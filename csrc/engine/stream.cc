@@ -25,11 +25,11 @@ void configure(net::Socket& socket, const Options& options) {
   socket.set_i64(net::kAffinity, 1);  // one I/O thread, as PeerWatch needs; the first one
   socket.set(net::kSndHwm, kSendHwm);
   socket.set(net::kRcvHwm, 1);
-  socket.set_i64(net::kMaxMsgSize, 1024);  // a receiver says nothing but ZeroMQ's own commands
+  socket.set_i64(net::kMaxMsgSize, 1024);  // enough for CURVE; a receiver says nothing but ZeroMQ's own commands
   socket.set(net::kLinger, 0);
   socket.set(net::kHandshakeIvl, static_cast<int>(options.handshake_s * 1000));
-  // A ZAP domain makes libzmq refuse peers older than ZMTP 3, for which it takes every stray HTTP client.
-  socket.set_text(net::kZapDomain, "zmqpp");
+  socket.set_text(net::kZapDomain, net::kBindDomain);
+  net::use_keys_to_bind(socket, options.keys);
   if (is_local(options.bind)) return;
   if (options.bind.find('[') != std::string::npos) socket.set(net::kIpv6, 1);
   socket.set(net::kTcpKeepalive, 1);
@@ -40,14 +40,16 @@ void configure(net::Socket& socket, const Options& options) {
 
 }  // namespace
 
-Stream::Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats)
+Stream::Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats,
+               Event& wake)
     : options_(options),
       budget_(budget),
       pool_(pool),
       stats_(stats),
       session_(random_u64()),
+      gate_(context, options.keys, options.handshake_s, wake),
       socket_(context, net::kPush),
-      watch_(context, socket_) {
+      watch_(context, socket_, gate_) {
   configure(socket_, options_);
   const net::SocketPath path(options_.bind);  // until the file is ours
   socket_.bind(options_.bind);
@@ -266,6 +268,7 @@ Deadline Stream::wait_until(Progress progress) const {
   if (current_) until = until.sooner(current_->item.deadline);
   if (pending_ && pending_->item) until = until.sooner(pending_->item->deadline);
   if (progress == Progress::kIdle && watch_.connected()) until = until.sooner(next_beat_);
+  if (const auto grant = gate_.grant()) until = until.sooner(grant->until);
   return until;
 }
 
@@ -286,6 +289,7 @@ void Stream::close() noexcept {
   watch_.close();
   file_->remove();  // before the socket closes, so that no successor can be there yet
   socket_.close();
+  gate_.close();
 }
 
 }  // namespace zmqpp::engine

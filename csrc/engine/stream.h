@@ -16,6 +16,7 @@
 #include "engine/outgoing.h"
 #include "engine/stats.h"
 #include "memory/pool.h"
+#include "net/gate.h"
 #include "net/peer_watch.h"
 #include "net/socket.h"
 #include "net/socket_file.h"
@@ -29,7 +30,8 @@ class Stream {
   // The next item; only a control message while the chunks of a dict are on their way.
   using NextItem = std::function<std::optional<Outgoing>(bool only_control)>;
 
-  Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats);
+  // `wake` is signalled when the gate wants the events of the peers looked at.
+  Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats, Event& wake);
   ~Stream() { close(); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -39,6 +41,7 @@ class Stream {
   void offer(const wire::Hello& hello) { hello_ = hello; }
 
   void watch_peer();
+  net::Gate& gate() { return gate_; }  // any thread
   bool connected() const { return watch_.connected(); }
   bool peer_lost() const { return watch_.lost(); }
   bool peer_is_local() const { return watch_.peer_is_local(); }
@@ -93,6 +96,7 @@ class Stream {
   const std::uint64_t session_;
   wire::Hello hello_;
   std::string bound_;
+  net::Gate gate_;
   net::Socket socket_;
   net::PeerWatch watch_;
   std::optional<net::SocketFile> file_;

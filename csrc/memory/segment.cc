@@ -99,6 +99,9 @@ Segment Segment::open(const std::string& name, std::size_t bytes) {
   if (::fstat(segment.fd_, &found) != 0 || !S_ISREG(found.st_mode) || static_cast<std::size_t>(found.st_size) != bytes) {
     throw Error(Code::kSharedMemory, "open", "the peer's segment is not the file it announced");
   }
+  if (found.st_uid != ::geteuid() || (found.st_mode & 077) != 0) {  // root could open what others may write to
+    throw Error(Code::kSharedMemory, "open", "the peer's segment is another user's, or open to others");
+  }
   segment.bytes_ = map(segment.fd_, bytes);
   if (segment.bytes_ == nullptr) fail("cannot map the peer's segment of " + std::to_string(bytes) + " bytes", errno);
   segment.size_ = bytes;

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace zmqpp::net {
 namespace {
@@ -16,6 +17,9 @@ constexpr int kWatchedEvents = kConnected | kConnectRetried | kAccepted | kDisco
                                kHandshakeSucceeded | kHandshakeFailedProtocol | kHandshakeFailedAuth;
 
 constexpr const char* kStranger = "what answers there does not speak ZeroMQ's protocol";
+constexpr const char* kOtherKey = "has another key, or none";
+constexpr const char* kWantsKey = "asks for a key, and there is none here";
+constexpr int kManyBroken = 3;  // a process that dies breaks off one handshake, a wrong key every one
 
 std::string host_of(const sockaddr_storage& address) {
   char text[INET6_ADDRSTRLEN] = "";
@@ -27,6 +31,18 @@ std::string host_of(const sockaddr_storage& address) {
   return text;
 }
 
+// Who is at the other end of a descriptor that was accepted a moment ago, and may be closed again.
+std::string name_of(int fd) {
+  sockaddr_storage there{};
+  socklen_t size = sizeof there;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&there), &size) != 0) return kUnknown;
+  if (there.ss_family != AF_UNIX) return host_of(there);
+  ucred who{};
+  size = sizeof who;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return kUnknown;
+  return "pid " + std::to_string(who.pid);
+}
+
 // Contexts are separate per link, but the name must be unique within one.
 std::string next_name() {
   static std::atomic<unsigned> count{0};
@@ -35,7 +51,13 @@ std::string next_name() {
 
 }  // namespace
 
-PeerWatch::PeerWatch(Context& context, Socket& watched) : watched_(watched), pair_(context, kPair) {
+PeerWatch::PeerWatch(Context& context, Socket& watched, Gate& gate)
+    : PeerWatch(context, watched, &gate, gate.wants_key()) {}
+
+PeerWatch::PeerWatch(Context& context, Socket& watched, bool has_keys) : PeerWatch(context, watched, nullptr, has_keys) {}
+
+PeerWatch::PeerWatch(Context& context, Socket& watched, Gate* gate, bool has_keys)
+    : watched_(watched), gate_(gate), has_keys_(has_keys), pair_(context, kPair) {
   const std::string name = next_name();
   if (zmq().socket_monitor(watched.raw(), name.c_str(), kWatchedEvents) != 0) {
     throw Error(Code::kResource, "open", "no socket monitor: " + zmq_error_text());
@@ -45,6 +67,8 @@ PeerWatch::PeerWatch(Context& context, Socket& watched) : watched_(watched), pai
 }
 
 void PeerWatch::read_events() {
+  // First the grant, then the events: those of the connection that it was given to are then among them.
+  const std::optional<Gate::Grant> grant = gate_ != nullptr ? gate_->grant() : std::nullopt;
   Message frame;
   while (pair_.try_receive(frame)) {
     // First frame: u16 event, u32 value; second: the endpoint, which says nothing we do not know.
@@ -59,6 +83,20 @@ void PeerWatch::read_events() {
     on_event(event, static_cast<int>(value));
   }
   if (suspect_) judge_suspect();
+  if (grant) judge_grant(*grant);
+}
+
+void PeerWatch::admit_next() {
+  candidates_.clear();
+  connected_ = lost_ = suspect_ = crowded_ = false;
+  if (gate_ != nullptr) gate_->free();
+}
+
+std::string PeerWatch::last_refusal() const { return key_trouble_.empty() ? last_refusal_ : "it " + key_trouble_; }
+
+// Who was let in has left before its handshake was done, when nobody is left who could be it.
+void PeerWatch::judge_grant(const Gate::Grant& grant) {
+  if (!connected_ && (open_.empty() || grant.until.expired())) gate_->revoke(grant.number);
 }
 
 // The monitor first: with its reader gone it would block libzmq's thread on the next event.
@@ -72,7 +110,7 @@ void PeerWatch::on_event(int event, int value) {
   switch (event) {
     case kAccepted:
     case kConnected:
-      open_.insert(value);
+      open_[value] = gate_ != nullptr ? name_of(value) : "";
       stalled_ = false;
       return;
     case kHandshakeSucceeded: return on_handshake();
@@ -81,24 +119,52 @@ void PeerWatch::on_event(int event, int value) {
       if (last_refusal_.empty()) last_refusal_ = "nobody answers there";
       stalled_ = false;
       return;
-    case kHandshakeFailedNoDetail: last_refusal_ = "the handshake broke off"; break;
-    case kHandshakeFailedProtocol: last_refusal_ = kStranger; break;
-    case kHandshakeFailedAuth: last_refusal_ = "authentication was refused"; break;
+    case kHandshakeFailedNoDetail: on_broken_handshake(); break;
+    case kHandshakeFailedProtocol: on_protocol_failure(value); break;
+    case kHandshakeFailedAuth:
+      if (gate_ != nullptr) return;  // it knows; and the connection lives until it has heard of it
+      last_refusal_ = "it has its receiver already";
+      break;
     default: return;
   }
   handshake_failed_ = true;
 }
 
+void PeerWatch::on_protocol_failure(int reason) {
+  const bool mismatch = reason == kProtocolMechanismMismatch;
+  if (gate_ != nullptr) {
+    refused_for_ = !mismatch   ? (reason == kProtocolCryptographic ? "wrong key" : "not a receiver of this pipeline")
+                   : has_keys_ ? "no key"
+                               : "it has a key, and there is none here";
+    return;
+  }
+  last_refusal_ = kStranger;
+  if (has_keys_ || mismatch) key_trouble_ = has_keys_ ? kOtherKey : kWantsKey;
+}
+
+// A sender that cannot read what was encrypted for another key hangs up without a word.
+void PeerWatch::on_broken_handshake() {
+  last_refusal_ = "the handshake broke off";
+  if (gate_ == nullptr && has_keys_ && ++broken_handshakes_ >= kManyBroken) key_trouble_ = kOtherKey;
+}
+
 void PeerWatch::on_handshake() {
+  broken_handshakes_ = 0;
+  key_trouble_.clear();
   if (connected_) {
     crowded_ = true;
     return;
   }
   connected_ = true;
-  candidates_ = open_;
+  for (const auto& [fd, name] : open_) candidates_.insert(fd);
+  if (gate_ != nullptr) gate_->take();
 }
 
 void PeerWatch::on_disconnected(int fd) {
+  if (!refused_for_.empty()) {
+    const auto found = open_.find(fd);
+    gate_->note_refused(found == open_.end() ? kUnknown : found->second, std::exchange(refused_for_, {}));
+  }
   open_.erase(fd);
   if (!connected_) {
     stalled_ = true;

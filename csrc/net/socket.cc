@@ -75,8 +75,8 @@ std::string Socket::last_endpoint() const {
   return text.data();
 }
 
-bool Socket::try_send(Message& message) {
-  while (zmq().msg_send(message.raw(), raw_, kDontWait) < 0) {
+bool Socket::try_send(Message& message, bool more) {
+  while (zmq().msg_send(message.raw(), raw_, kDontWait | (more ? kSendMore : 0)) < 0) {
     const int error = zmq().last_errno();
     if (error == EAGAIN) return false;
     if (error != EINTR) fail("send", Code::kResource, "ZeroMQ refused a message");

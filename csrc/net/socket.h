@@ -42,7 +42,7 @@ class Socket {
   void connect_again(const std::string& endpoint);
   std::string last_endpoint() const;
 
-  bool try_send(Message& message);     // false: would block; the message is still the caller's
+  bool try_send(Message& message, bool more = false);  // false: would block; the message is still the caller's
   bool try_receive(Message& message);  // false: nothing there
   bool writable() const;
   int descriptor() const;  // readable when there may be something; only after a try_receive found nothing

@@ -60,15 +60,17 @@ void resolve_all(void* library, ZmqApi& out) {
   resolve(library, "zmq_msg_data", out.msg_data);
   resolve(library, "zmq_msg_size", out.msg_size);
   resolve(library, "zmq_msg_more", out.msg_more);
+  resolve(library, "zmq_z85_decode", out.z85_decode);
 }
 
 void check_version(const ZmqApi& candidate) {
   int major = 0, minor = 0, patch = 0;
   candidate.version(&major, &minor, &patch);
-  if (major == 4 && minor >= 3) return;
+  // Before 4.3.3 connections that never shook hands took messages (CVE-2020-15166).
+  if (major == 4 && (minor > 3 || (minor == 3 && patch >= 3))) return;
   throw Error(Code::kUnsupported, "open",
               "libzmq " + std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch) +
-                  " is loaded, zmqpp needs 4.3 or later; upgrade pyzmq");
+                  " is loaded, zmqpp needs 4.3.3 or later; upgrade pyzmq");
 }
 
 }  // namespace

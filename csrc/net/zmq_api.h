@@ -5,10 +5,11 @@
 //
 // Owns: the library handle, for the life of the process. Blocks? never.
 // Thread: load_zmq is serialised; zmq() may be called anywhere after it succeeded.
-// Errors: load_zmq throws kResource (no library, a symbol missing) or kUnsupported (older than 4.3).
+// Errors: load_zmq throws kResource (no library, a symbol missing) or kUnsupported (older than 4.3.3).
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace zmqpp::net {
@@ -53,6 +54,7 @@ struct ZmqApi {
   void* (*msg_data)(RawMessage*);
   std::size_t (*msg_size)(const RawMessage*);
   int (*msg_more)(const RawMessage*);
+  std::uint8_t* (*z85_decode)(std::uint8_t*, const char*);
 };
 
 // `module_path`: the compiled backend module of pyzmq, which is linked to libzmq. May be empty.
@@ -60,7 +62,7 @@ void load_zmq(const std::string& module_path);
 const ZmqApi& zmq();
 std::string zmq_error_text();  // of the calling thread's last failed call
 
-enum SocketType : int { kPair = 0, kPull = 7, kPush = 8 };
+enum SocketType : int { kPair = 0, kRouter = 6, kPull = 7, kPush = 8 };
 
 enum Option : int {
   kAffinity = 4,
@@ -78,6 +80,10 @@ enum Option : int {
   kTcpKeepaliveIdle = 36,
   kTcpKeepaliveIntvl = 37,
   kIpv6 = 42,
+  kCurveServer = 47,
+  kCurvePublicKey = 48,
+  kCurveSecretKey = 49,
+  kCurveServerKey = 50,
   kZapDomain = 55,
   kHandshakeIvl = 66,
 };
@@ -85,6 +91,7 @@ enum Option : int {
 inline constexpr int kCtxIoThreads = 1;
 inline constexpr int kCtxBlocky = 70;
 inline constexpr int kDontWait = 1;
+inline constexpr int kSendMore = 2;
 inline constexpr short kPollIn = 1;
 inline constexpr short kPollOut = 2;
 
@@ -99,6 +106,10 @@ enum MonitorBit : int {
   kHandshakeFailedProtocol = 0x2000,
   kHandshakeFailedAuth = 0x4000,
 };
+
+// Values of kHandshakeFailedProtocol.
+inline constexpr int kProtocolCryptographic = 0x11000001;
+inline constexpr int kProtocolMechanismMismatch = 0x11000002;
 
 inline constexpr int kErrTerm = 156384765;  // ETERM
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import zmq
 
 from tests.cli.command import zmqpp
 from tests.integration.cases import CASES
@@ -26,12 +27,15 @@ BASE_PORT = 15550
 
 
 @pytest.fixture(scope="module")
-def printed() -> list[str]:
-    """A, B, A: both machines bind the same BASE_PORT, and one of them runs two stages."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A, B, A: both machines bind the same BASE_PORT, and one of them runs two stages; all have the same keys."""
+    keys = tmp_path_factory.mktemp("two_hosts_keys") / "keys"
+    assert zmqpp("keygen", str(keys)).returncode == 0
     done = zmqpp(
         *("stage", "--print", "--all", "--hosts", "10.77.0.1,10.77.0.2,10.77.0.1"),
         *("--model", str(docs_llama()), "--ranges", "0-3", "3-6", "6-8", "--base-port", str(BASE_PORT)),
         *("--served-model-name", NAME, *FLAGS),
+        *("--pipeline-curve-dir", str(keys), "--pipeline-require-auth"),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().split("\n\n")
@@ -98,6 +102,29 @@ def test_both_machines_bind_the_same_base_port_and_tensors_go_by_tcp(
         events, _ = read_events(str(served[1] / f"events_{index}.jsonl"))
         lanes = [event["lane"] for event in events if event.get("lane")]
         assert lanes and all(lane.startswith("tcp") for lane in lanes), events
+
+
+def test_stranger_at_a_running_stage_is_named_in_its_log_and_gets_nothing(
+    served: tuple[Machine, Path], expected: dict[str, Any]
+) -> None:
+    machine, folder = served
+    got = machine.inside(lambda: _listen_without_keys(f"tcp://10.77.0.2:{BASE_PORT}"))
+    assert got == 0
+    log = folder / "stage_1.log"
+    deadline = time.monotonic() + 20  # an idle stage looks now and then
+    while "refused a peer" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "zmqpp: warning: stage 1: refused a peer at 10.77.0.1: no key" in log.read_text()
+    some = {name: CASES[name] for name in ("greedy 0", "seeded")}
+    answers = machine.inside(lambda: Served("http://127.0.0.1:8000").answers(some))
+    assert answers == {name: expected[name] for name in some}
+
+
+def _listen_without_keys(where: str) -> int:
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        pull.linger = 0
+        pull.connect(where)
+        return pull.poll(1500)
 
 
 _PARSE = """

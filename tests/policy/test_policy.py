@@ -18,6 +18,7 @@ TRANSPORT = (
     "errors",
     "config",
     "endpoint",
+    "keys",
     "_port_owner",
     "_numpy_types",
     "_manifest",
@@ -37,6 +38,7 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "endpoint": {"errors"},
+    "keys": {"errors"},
     "_port_owner": set(),
     "_numpy_types": {"errors"},
     "_manifest": {"_engine"},
@@ -44,7 +46,7 @@ ALLOWED = {
     "_manifest_reader": {"errors", "_manifest", "_numpy_types"},
     "_tensors": {"_engine", "_manifest", "_manifest_writer", "_manifest_reader"},
     "_slices": {"errors"},
-    "_opening": {"errors", "_engine", "config", "endpoint", "_port_owner"},
+    "_opening": {"errors", "_engine", "config", "endpoint", "keys", "_port_owner"},
     "_wakeups": {"errors", "_engine"},
     "tickets": {"errors", "_engine", "_wakeups"},
     "transport": {"errors", "_engine", "config", "endpoint", "_opening", "_tensors", "_wakeups", "tickets"},
@@ -167,7 +169,7 @@ TOOLS = {
     "doctor": {"checkpoint", "pipeline"},
     "cli": {"checkpoint", "watch", "pipeline", "gateway", "doctor", "models"},
 }
-SHARED = {"errors", "extras", "config", "endpoint", "layers", "units", "version", "_port_owner"}
+SHARED = {"errors", "extras", "config", "endpoint", "keys", "layers", "units", "version", "_port_owner"}
 # doctor asks whether the extension loads, and which versions of vLLM the plugin works with.
 EXTRA = {"software.py": {"_opening", "_engine", "vllm"}}
 

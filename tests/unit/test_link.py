@@ -189,7 +189,7 @@ def test_every_number_of_stats_is_documented_and_there() -> None:
     documented = set(
         re.findall(r"\b[a-z]+_[a-z0-9_]+\b|\blane\b|\brelayed\b|\bstale\b|\bcancelled\b", Link.stats.__doc__)
     )
-    documented |= set(re.findall(r"\b(allocations|doorbells)\b", Link.stats.__doc__))
+    documented |= set(re.findall(r"\b(allocations|doorbells|refused)\b", Link.stats.__doc__))
     with pair() as (sender, receiver):
         sender.send_dict({"x": torch.ones(10)})
         receiver.recv_dict()
@@ -378,11 +378,15 @@ def test_other_files_at_the_path_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "precious"
 
 
-def test_second_receiver_on_a_socket_file_is_told_nothing_of_ports(tmp_path: Path) -> None:
-    with pair(bind=f"ipc://{tmp_path}/link") as (sender, _):
+def test_second_receiver_on_a_socket_file_is_refused_and_its_process_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pair(bind=f"ipc://{tmp_path}/link") as (sender, receiver):
         with Link(bind=None, connect=sender.bound, config=FAST):
-            until(lambda: sender.next_error() is not None)
-            assert "its own path" in str(sender.next_error())
+            until(lambda: sender.stats()["refused"] > 0)
+            sender.send_dict({"x": 1})
+            assert receiver.recv_dict() == {"x": 1}
+    assert f"refused a peer at pid {os.getpid()}: this link has its receiver already" in caplog.text
 
 
 def test_wrong_neighbour_is_refused_by_rank() -> None:

@@ -2,6 +2,7 @@
 
 python -m zmqpp.bench link        zmqpp's lanes beside everything else that moves tensors between processes
 python -m zmqpp.bench checksum    what checksums cost
+python -m zmqpp.bench curve       what encryption costs
 
 `zmqpp bench link` is the first of them.
 """
@@ -13,7 +14,7 @@ import sys
 
 import torch
 
-from zmqpp.bench import checksum, link, plot
+from zmqpp.bench import checksum, curve, link, plot
 from zmqpp.bench.channel import PeerFailed
 from zmqpp.bench.payload import Mismatch
 
@@ -21,7 +22,7 @@ from zmqpp.bench.payload import Mismatch
 def main() -> int:
     parser = argparse.ArgumentParser(prog="zmqpp bench", description="Measure zmqpp.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (link, checksum, plot):
+    for module in (link, checksum, curve, plot):
         one = commands.add_parser(module.NAME, help=module.__doc__, description=module.__doc__)
         module.add_arguments(one)
         one.set_defaults(run=module.run)

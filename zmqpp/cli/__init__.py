@@ -9,7 +9,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from zmqpp.cli import bench, check, demo, doctor, export, passing, serve, stage, status, trace, validate
+from zmqpp.cli import (
+    bench,
+    check,
+    demo,
+    doctor,
+    export,
+    keygen,
+    passing,
+    serve,
+    stage,
+    status,
+    trace,
+    validate,
+)
 from zmqpp.errors import ConfigError, ZmqppError
 from zmqpp.pipeline.signals import StopRequested
 from zmqpp.version import __version__
@@ -17,7 +30,7 @@ from zmqpp.version import __version__
 __all__ = ["main"]
 
 # In the order of a first use, which is that of --help.
-_COMMANDS = (demo, validate, export, check, serve, status, trace, bench, stage, doctor)
+_COMMANDS = (demo, validate, export, check, serve, status, trace, bench, stage, keygen, doctor)
 # Exit codes: 1 the pipeline failed, 2 the user's mistake, 128+N stopped by signal N, as shells have it.
 _FAILED, _USAGE = 1, 2
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmqpp.cli.passing import check_flags
+from zmqpp.cli.passing import check_flags, check_keys, without_ours
 from zmqpp.errors import ConfigError
 from zmqpp.extras import require
 from zmqpp.layers import parse_ranges
@@ -109,6 +109,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
 
     _check_options(arguments)
     flags = check_flags(arguments.passed, _TAKEN)
+    check_keys(flags)
     subject = read_subject(arguments.folder, arguments.num_stages, parse_ranges(arguments.ranges or []))
     check_code_allowed(subject.config, str(arguments.folder), flags)
     if arguments.against is not None:
@@ -171,7 +172,7 @@ def _ask_unsplit(plan: PipelinePlan, arguments: argparse.Namespace, console: Con
     else:
         console.print(f"loading {arguments.against} in one process")
     log = arguments.log_dir / "unsplit.log"
-    with SingleServer(arguments.against, plan.api, plan.arguments, log) as server:
+    with SingleServer(arguments.against, plan.api, without_ours(plan.arguments), log) as server:
         server.start(plan.stages[0].environment)
         with waiting:
             server.wait_ready(arguments.timeout)

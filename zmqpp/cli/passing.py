@@ -7,13 +7,16 @@ A command that takes them says so by `parser.set_defaults(takes_vllm_flags=True)
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 
 from zmqpp.errors import ConfigError
 
-__all__ = ["check_flags", "parse", "take_positional"]
+__all__ = ["check_flags", "check_keys", "parse", "take_positional", "without_ours"]
 
 _OURS = ("--pipeline-", "--external-pp-worker")
+_KEYS, _REQUIRE = "--pipeline-curve-dir", "--pipeline-require-auth"
+"""Ours too, but the same on every stage, and the user's to say."""
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -49,11 +52,42 @@ def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ..
     flags = [_dashed(word) for word in flags]
     for word in flags:
         name = word.partition("=")[0]
-        if name.startswith(_OURS):
+        if name.startswith(_OURS) and name not in (_KEYS, _REQUIRE):
             raise ConfigError(f"{name} follows from the plan: leave it out")
         if name in taken:
             raise ConfigError(f"{name} follows from the plan: {taken[name]}")
     return tuple(flags)
+
+
+def check_keys(flags: Sequence[str]) -> None:
+    """The keys that these flags, or the environment, name can be used on this machine.
+
+    Raises:
+        ConfigError: why not.
+    """
+    from zmqpp.keys import read_keys
+
+    folder = os.environ.get("ZMQPP_CURVE_DIR", "").strip()
+    for word, following in zip(flags, [*flags[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name == _KEYS:
+            folder = value if equals else following
+            if not folder or folder.startswith("--"):
+                raise ConfigError(f"{_KEYS} needs the folder that `zmqpp keygen` made")
+    if folder:
+        read_keys(folder)
+
+
+def without_ours(flags: Sequence[str]) -> tuple[str, ...]:
+    """What a vLLM that is no stage takes of them."""
+    kept: list[str] = []
+    value_follows = False
+    for word in flags:
+        name, equals, _ = word.partition("=")
+        if not value_follows and name not in (_KEYS, _REQUIRE):
+            kept.append(word)
+        value_follows = not value_follows and name == _KEYS and not equals
+    return tuple(kept)
 
 
 def _dashed(word: str) -> str:

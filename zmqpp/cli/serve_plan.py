@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zmqpp.checkpoint.fit import check_code_allowed, check_files, check_layers, read_config
 from zmqpp.checkpoint.split import Split, open_split
-from zmqpp.cli.passing import check_flags
+from zmqpp.cli.passing import check_flags, check_keys
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
@@ -37,6 +37,7 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
         ConfigError: what is wrong with which option, before anything is started.
     """
     vllm_flags = check_flags(flags, _TAKEN)
+    check_keys(vllm_flags)
     split = _split(arguments, model)
     ranges = parse_ranges(arguments.ranges or [])
     gpu_ids = parse_gpu_ids(arguments.gpu_ids)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from zmqpp.cli.passing import check_flags, take_positional
+from zmqpp.cli.passing import check_flags, check_keys, take_positional
 from zmqpp.errors import ConfigError
 from zmqpp.layers import parse_ranges
 from zmqpp.pipeline.hosts import parse_hosts
@@ -195,6 +195,7 @@ def _check_here(stage: StagePlan, arguments: argparse.Namespace) -> None:
     from zmqpp.pipeline.own_address import address_doubt
     from zmqpp.pipeline.ports import check_port_free
 
+    check_keys(stage.arguments)
     flag = "--pipeline-dir" if arguments.pipeline_dir else "--model"
     check_code_allowed(read_config(stage.model, flag), stage.model, stage.arguments)
     check_files(stage.model, stage.arguments)

@@ -9,6 +9,7 @@ from typing import Any
 from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
+from zmqpp.vllm.start_checks import check_keys
 
 
 def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
@@ -24,6 +25,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     from zmqpp.vllm.executor import ExternalStageExecutor
 
     options = StageOptions.from_config(engine_args.additional_config[CONFIG_KEY])
+    check_keys(options)
     compat.check_vllm()
     compat.check_engine_flags(engine_args, "options")
     # Model Runner V2 feeds tokens back by a torch.distributed broadcast over the pipeline, which is not there.

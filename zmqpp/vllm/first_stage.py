@@ -14,6 +14,7 @@ from typing import Any
 from zmqpp.errors import StageError, ZmqppError
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.warning_lines import show_warnings
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_S = 3.0
@@ -31,6 +32,7 @@ class FirstStage:
         self._folder = tempfile.mkdtemp(prefix="zmqpp-")
         self.link: Link | None = None  # type: ignore[assignment]
         self._reason = ""
+        show_warnings()
         here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
         self._report: Connection = here
         endpoint = f"ipc://{self._folder}/engine"
@@ -44,6 +46,7 @@ class FirstStage:
                 expect=f"stage {options.total_stages - 1}",
                 next="stage 0",
                 relay=Relay.NONE,
+                config=options.transport_config(),
             )
             self._start(there)
         except BaseException:
@@ -132,6 +135,7 @@ def run_first_stage(
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
+    show_warnings()
     try:
         link = Link(
             bind=str(options.bind),
@@ -141,6 +145,7 @@ def run_first_stage(
             expect="the engine",
             next="stage 1",
             relay=Relay.FORWARD,
+            config=options.transport_config(),
         )
         layers = own_range(options, vllm_config.model_config)
         log = init_logger("vllm.zmqpp.stage").info

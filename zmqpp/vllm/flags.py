@@ -57,6 +57,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Stages 1 and up: no HTTP server; required there, refused on stage 0.",
     )
     add(
+        "--pipeline-curve-dir",
+        metavar="DIR",
+        help="Folder of the pipeline's keys, made by `zmqpp keygen` and copied to every machine: links are encrypted, "
+        "and let in only who has them too. Default: ZMQPP_CURVE_DIR, else none.",
+    )
+    add(
+        "--pipeline-require-auth",
+        action="store_true",
+        default=None,
+        help="Without keys bind nothing but loopback addresses.",
+    )
+    add(
         "--pipeline-next-stage-addr",
         metavar="IP:PORT",
         help="Deprecated alias of --pipeline-prev-stage-service-addr.",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
@@ -35,12 +36,20 @@ class StageOptions:
     """`IP:PORT` of the last stage's return port; stage 0."""
     layer_range: str | None = None
     """`A-B`, half-open; None: from the model's `_pipeline_info`, else vLLM's even split."""
+    curve_dir: str | None = None
+    """Folder of the pipeline's keys, the same keys on every stage; None: what ZMQPP_CURVE_DIR says."""
+    require_auth: bool | None = None
+    """Bind nothing but loopback addresses without keys; None: what ZMQPP_REQUIRE_AUTH says."""
 
     def __post_init__(self) -> None:
         self._check_place()
         self._check_addresses()
         if self.layer_range is not None:
             LayerRange.parse(self.layer_range)
+        if self.curve_dir is not None and not (isinstance(self.curve_dir, str) and self.curve_dir.strip()):
+            raise ConfigError(
+                f"--pipeline-curve-dir {self.curve_dir!r}: give the folder that `zmqpp keygen` made"
+            )
 
     def _check_place(self) -> None:
         if self.total_stages < 2:
@@ -100,6 +109,15 @@ class StageOptions:
     def connect(self) -> Endpoint:
         """Where this stage's PULL (for stage 0: the engine's) connects to."""
         return connect_endpoint(str(self.prev_stage_addr or self.prev_stage_service_addr))
+
+    def transport_config(self) -> TransportConfig:
+        """Settings of this stage's links: those of the environment, but for what was given here."""
+        config = TransportConfig.from_env()
+        if self.curve_dir is not None:
+            config = dataclasses.replace(config, curve_dir=self.curve_dir)
+        if self.require_auth is not None:
+            config = dataclasses.replace(config, require_auth=self.require_auth)
+        return config
 
     def additional_config(self) -> dict[str, Any]:
         """What to pass as vLLM's `additional_config`."""

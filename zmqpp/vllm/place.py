@@ -239,7 +239,11 @@ def tell_next(options: StageOptions, reason: str) -> None:
     after = "the engine" if options.is_last else f"stage {options.stage_idx + 1}"
     try:
         with Link(
-            bind=str(options.bind), connect=None, name=f"stage {options.stage_idx}", next=after
+            bind=str(options.bind),
+            connect=None,
+            name=f"stage {options.stage_idx}",
+            next=after,
+            config=options.transport_config(),
         ) as link:
             link.wait_peers(_FAREWELL_S)
             failed = control.encode(control.Failed(options.stage_idx, reason))

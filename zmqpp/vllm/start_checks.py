@@ -6,9 +6,11 @@ import errno
 import os
 import socket
 
+from zmqpp._opening import check_bind
 from zmqpp._port_owner import port_owner
 from zmqpp.endpoint import Endpoint, check_resolvable
 from zmqpp.errors import ConfigError, ConnectError
+from zmqpp.keys import read_keys
 from zmqpp.vllm.options import StageOptions
 
 
@@ -32,10 +34,26 @@ def check_addresses(options: StageOptions, api: Endpoint | None) -> None:
         raise ConfigError(
             f"--port and --pipeline-local-bind-port are both {api.port}: give each its own port"
         )
+    check_keys(options)
     check_bindable(options.bind, f"stage {options.stage_idx}")
     if api is not None:
         check_bindable(api, "stage 0's HTTP server")
     check_resolvable(options.connect)
+
+
+def check_keys(options: StageOptions) -> None:
+    """Read the keys, before anything is bound or loaded.
+
+    Raises:
+        ConfigError: they cannot be used, or are required and not there.
+    """
+    config = options.transport_config()
+    try:
+        if config.curve_dir:
+            read_keys(config.curve_dir)
+        check_bind(options.bind, config, "", warn=False)
+    except ConfigError as error:
+        raise ConfigError(f"stage {options.stage_idx}: {error}") from None
 
 
 def check_bindable(endpoint: Endpoint, who: str) -> None:

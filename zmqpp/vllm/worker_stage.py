@@ -17,6 +17,7 @@ from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.settings import adopt
 from zmqpp.vllm.stage import Stage, StartOver, describe
 from zmqpp.vllm.timeouts import startup_s, step_s
+from zmqpp.vllm.warning_lines import show_warnings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,6 +42,7 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     index = options.stage_idx
     set_process_title(f"zmqpp_stage_{index}")
     log = init_logger("vllm.zmqpp.stage").info
+    show_warnings()
     link = Link(
         bind=str(options.bind),
         connect=str(options.connect),
@@ -49,6 +51,7 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
         expect=f"stage {index - 1}",
         next="the engine" if options.is_last else f"stage {index + 1}",
         relay=Relay.RETURN if options.is_last else Relay.FORWARD,
+        config=options.transport_config(),
     )
     signal.signal(signal.SIGTERM, _leave)
     log(f"stage {index}: bound to {link.bound}, waiting for stage {index - 1} at {link.connect}")

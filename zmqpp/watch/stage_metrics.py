@@ -108,6 +108,11 @@ LINK_COUNTERS = (
         "Sets of activations received from the stage before.",
         lambda s: s.link.dicts_received,
     ),
+    PerStage(
+        "zmqpp_link_refused_peers",
+        "Peers that were not let in: with a wrong key or none, or where one is already.",
+        lambda s: s.link.refused,
+    ),
 )
 SPENT: tuple[tuple[str, Callable[[StageStatus], float]], ...] = (
     ("compute", lambda s: s.spent.compute_s),

@@ -90,6 +90,8 @@ class LinkCounters(msgspec.Struct):
     dicts_sent: int = 0
     dicts_received: int = 0
     held_bytes: int = 0
+    refused: int = 0
+    """Peers that were not let in: with a wrong key or none, or where one is already."""
     send_p50_us: float = 0.0
     send_p99_us: float = 0.0
     receive_p50_us: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,10 +55,24 @@ CHECKSUM_PEERS: dict[str, Peer] = {
     for checksum in (False, True)
 }
 
+KEYS_VARIABLE = "ZMQPP_BENCH_KEYS"
+"""Where both processes of a run find the keys that were made for it."""
+CURVE_PEERS: dict[str, Peer] = {
+    f"zmqpp-{lane}{'-curve' if curve else ''}": Peer(
+        f"zmqpp, {lane} lane{', keys' if curve else ''}",
+        lambda lane=lane, curve=curve: LinkLane(  # type: ignore[misc]
+            lane=lane, curve_dir=os.environ[KEYS_VARIABLE] if curve else ""
+        ),
+        is_ours=True,
+    )
+    for lane in ("tcp", "shm")
+    for curve in (False, True)
+}
+
 
 def make(name: str) -> Transport:
-    """One side of it, not open yet; names of `CHECKSUM_PEERS` have the prefix "link:"."""
-    table = CHECKSUM_PEERS if name.startswith(LINK) else PEERS
+    """One side of it, not open yet; names of `CHECKSUM_PEERS` and `CURVE_PEERS` have the prefix "link:"."""
+    table = CHECKSUM_PEERS | CURVE_PEERS if name.startswith(LINK) else PEERS
     factory = table[name.removeprefix(LINK)].make
     if factory is None:
         raise ValueError(f"{name} is no transport between two processes")
