@@ -29,6 +29,9 @@ LONG_PROMPT = " ".join(f"{i}. {prompt}" for i, prompt in enumerate(PROMPTS * 3))
 _GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
 _SEEDED = {"temperature": 0.9, "seed": 1234, "max_tokens": 24, "ignore_eos": True}
 
+RESUMED_IN_PIECES = {"prompt": PROMPTS[11], **_SEEDED, "max_tokens": 400, "ignore_eos": True}
+"""Prompt and output together are more than a step computes: resumed late, they are computed in pieces."""
+
 CASES: dict[str, dict[str, Any]] = {
     **{f"greedy {i}": {"prompt": prompt, **_GREEDY} for i, prompt in enumerate(PROMPTS)},
     "seeded": {"prompt": PROMPTS[0], **_SEEDED},

@@ -1,4 +1,4 @@
-"""A stage that dies: everyone else says which one, requests get an error, nothing hangs, nothing stays behind."""
+"""A stage that dies and does not come back: everyone says which one, requests get an error, nothing stays behind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from tests.integration.zygote import Running, Zygote
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.ports import free_base_port
 
+IMPATIENT = {"ZMQPP_RECOVERY_TIMEOUT_S": "3"}
+
 
 def start(zygote: Zygote, total: int) -> tuple[Served, list[Running]]:
     port = free_base_port(total + 2)
     flags = ["serve", str(docs_llama())]
     running = [
         zygote.start(
-            [*flags, *stage(i, total, port), *FLAGS, *(["--served-model-name", NAME] if i == 0 else [])]
+            [*flags, *stage(i, total, port), *FLAGS, *(["--served-model-name", NAME] if i == 0 else [])],
+            IMPATIENT,
         )
         for i in range(total)
     ]
@@ -58,7 +61,7 @@ def command_pid(running: Running) -> int:
 
 
 @pytest.mark.parametrize("victim", [1, 2])
-def test_a_killed_stage_is_named_by_everyone_within_seconds(zygote: Zygote, victim: int) -> None:
+def test_a_killed_stage_that_does_not_come_back_is_named_by_everyone(zygote: Zygote, victim: int) -> None:
     served, running = start(zygote, 3)
     answers: list[httpx.Response] = []
     body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
@@ -68,7 +71,7 @@ def test_a_killed_stage_is_named_by_everyone_within_seconds(zygote: Zygote, vict
     request.start()
     time.sleep(1.0)
     os.kill(command_pid(running[victim]), signal.SIGKILL)
-    request.join(10)
+    request.join(25)
     assert answers and answers[0].status_code == 500
     assert f"stage {victim}" in answers[0].text
     with pytest.raises(httpx.TransportError):
@@ -78,13 +81,14 @@ def test_a_killed_stage_is_named_by_everyone_within_seconds(zygote: Zygote, vict
     for index in {0, 1, 2} - {victim}:
         ended = running[index].wait(15)
         assert ended.code not in (0, None), ended.output[-2000:]
-        assert f"stage {victim} at tcp://127.0.0.1" in ended.output.rpartition("zmqpp: error: ")[2]
+        said = ended.output.rpartition("zmqpp: error: ")[2]
+        assert f"stage {victim} at tcp://127.0.0.1" in said and "it was not back after 3 s" in said
 
 
-def test_stage_0_killed_in_an_idle_moment_ends_the_others(zygote: Zygote) -> None:
+def test_stage_0_killed_in_an_idle_moment_is_waited_for_only_so_long(zygote: Zygote) -> None:
     _, running = start(zygote, 2)
     os.kill(command_pid(running[0]), signal.SIGKILL)
-    assert_one_line(running[1].wait(15), "stage 0")
+    assert_one_line(running[1].wait(20), "stage 1: stage 0 did not take the pipeline up again in 3 s")
     await_empty_session(running[0])
 
 

@@ -68,9 +68,10 @@ class _Own:
             await self.upstream.close()
 
     def obstacle(self) -> str | None:
-        """Why requests cannot be taken now, as the launcher knows it."""
+        """Why requests cannot be taken now, as the launcher knows it; while a stage is replaced stage 0 keeps them."""
         status = self._source.status()
-        return None if status.state == "ready" else _why(status)
+        stage_0_keeps = status.state == "recovering" and all(s.state == "ready" for s in status.stages[:1])
+        return None if status.state == "ready" or stage_0_keeps else _why(status)
 
     async def health(self, _request: Request) -> Response:
         status, answer = await asyncio.gather(self._merged(), self.upstream.get("/health", _STATUS_S))
@@ -79,7 +80,8 @@ class _Own:
             return JSONResponse({"status": "ok"}, headers=_NOT_STORED)
         reason = _why(status) if status.state != "ready" or missing else _stage_0_says(answer)
         stages = [{"stage": stage.stage, "state": stage.state, "reason": stage.reason} for stage in missing]
-        body = {"status": "unavailable", "state": status.state, "reason": reason, "stages": stages}
+        word = "degraded" if status.state == "recovering" else "unavailable"
+        body = {"status": word, "state": status.state, "reason": reason, "stages": stages}
         return JSONResponse(body, 503, headers=_RETRY | _NOT_STORED)
 
     async def status(self, _request: Request) -> Response:

@@ -132,6 +132,24 @@ class Launcher:
         """In stage order."""
         return [process.log_path for process in self._processes]
 
+    def lost_stages(self) -> list[int]:
+        """Stages whose process ended without a reason of its own: another one may take its place. Never blocks."""
+        ended = [process.exit_code() is not None for process in self._processes]
+        self._read_events()
+        if any(state.phase == "failed" for state in self.states):
+            return []  # The pipeline itself has failed: `check` says why.
+        return [index for index, over in enumerate(ended) if over]
+
+    def how_it_ended(self, index: int) -> str:
+        """`stage 1 was killed by SIGKILL; its log is ...`, of a process that has ended."""
+        code = self._processes[index].exit_code() or 0
+        how = f"ended (exit code {code})" if code >= 0 else _killed_by(-code)
+        return f"stage {index} {how}; its log is {self._processes[index].log_path}"
+
+    def all_ready(self) -> bool:
+        """Whether every stage has said so, and stage 0 answers."""
+        return all(state.phase == "ready" for state in self.states) and is_healthy(self.plan.api.url)
+
     def check(self) -> bool:
         """Take in what the stages told since the last call; True when something changed. Never blocks.
 
@@ -164,7 +182,7 @@ class Launcher:
         while True:
             self.check()
             yield self.states
-            if all(state.phase == "ready" for state in self.states) and is_healthy(self.plan.api.url):
+            if self.all_ready():
                 return
             if time.monotonic() > deadline:
                 raise LaunchError(self._too_slow(timeout_s))

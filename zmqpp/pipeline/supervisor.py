@@ -1,4 +1,4 @@
-"""Keeps a pipeline served: waits until it is ready, watches it, and starts all stages anew when one is lost."""
+"""Keeps a pipeline served: waits until it is ready, watches it, and replaces stages that are lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EVENTS = 100
 class Supervisor:
     """Owns nothing: the launcher it is given is entered and left by its owner.
 
-    Stages lose what they had in flight when one of them ends, so all are started again together.
+    A stage that ends is started anew while the others wait for it. Where the pipeline itself fails, all are.
 
     Args:
         launcher: entered.
@@ -46,7 +46,7 @@ class Supervisor:
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
         self._restarts = self._recoveries = self._in_a_row = 0
-        self._ready_at = 0.0
+        self._ready_at = self._back_by = 0.0
         self._events: list[Event] = []
 
     def run(self) -> None:
@@ -61,7 +61,7 @@ class Supervisor:
             self._await_ready("ready")
             while True:
                 try:
-                    self._launcher.check()
+                    self._look_after()
                     time.sleep(_POLL_S)
                 except LaunchError as error:
                     self._restart_after(error)
@@ -71,6 +71,56 @@ class Supervisor:
         except BaseException:
             self._enter("stopped", "")
             raise
+
+    def _look_after(self) -> None:
+        """Replace each stage that is lost, while the others wait for it, and tell when all are there again.
+
+        Raises:
+            LaunchError: the pipeline itself failed, or one was lost too often, or is not back in time.
+        """
+        launcher = self._launcher
+        if lost := launcher.lost_stages():
+            self._replace(lost)
+        elif self._state != "recovering":
+            launcher.check()
+        elif launcher.all_ready():
+            self._ready_at = time.monotonic()
+            self._recoveries += 1
+            self._enter("ready", "")
+            self._note("recovered", f"all {launcher.plan.total} stages are ready")
+        elif time.monotonic() > self._back_by:
+            raise LaunchError(f"not ready {self._timeout_s:g} s after it was lost: {self._reason}")
+
+    def _replace(self, lost: list[int]) -> None:
+        launcher = self._launcher
+        self._forgive()
+        reason = "; ".join(launcher.how_it_ended(index) for index in lost)
+        for index in lost:
+            self._note("lost", launcher.how_it_ended(index), index)
+        if self._in_a_row >= self._max_restarts:
+            raise LaunchError(reason)
+        self._in_a_row += 1
+        self._restarts += 1
+        self._back_by = time.monotonic() + self._timeout_s
+        self._enter("recovering", reason)
+        stages = ", ".join(f"stage {index}" for index in lost)
+        self._note("restarting", f"starting {stages} anew ({self._limit})", lost[0])
+        if self._in_a_row > 1:
+            time.sleep(self._pause_s)
+        for index in lost:
+            launcher.restart_stage(index)
+
+    def _forgive(self) -> None:
+        if time.monotonic() - self._ready_at > _FORGIVEN_S:
+            self._in_a_row = 0
+
+    @property
+    def _limit(self) -> str:
+        return f"restart {self._in_a_row} of at most {self._max_restarts} in a row"
+
+    @property
+    def _pause_s(self) -> float:
+        return float(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._in_a_row - 1)))
 
     def _await_ready(self, kind: str) -> None:
         for _ in self._launcher.watch(self._timeout_s):
@@ -87,8 +137,7 @@ class Supervisor:
         Raises:
             LaunchError: the last of too many.
         """
-        if time.monotonic() - self._ready_at > _FORGIVEN_S:
-            self._in_a_row = 0
+        self._forgive()
         while True:
             culprit = self._launcher.culprit
             self._note("lost", str(error), culprit.index if culprit else None)
@@ -97,9 +146,8 @@ class Supervisor:
             self._in_a_row += 1
             self._restarts += 1
             self._enter("restarting", str(error))
-            limit = f"restart {self._in_a_row} of at most {self._max_restarts} in a row"
-            self._note("restarting", f"starting all {self._launcher.plan.total} stages anew ({limit})")
-            time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._in_a_row - 1)))
+            self._note("restarting", f"starting all {self._launcher.plan.total} stages anew ({self._limit})")
+            time.sleep(self._pause_s)
             try:
                 self._launcher.restart()
                 self._await_ready("recovered")

@@ -48,6 +48,9 @@ class PipelineRoutes:
         if path in self._paths:
             # Starlette puts itself into the scope; the engine's client hangs on vLLM's own application.
             await self._ours({**scope, "vllm": scope["app"]}, receive, send)
+        elif path == "/health" and (reason := _degraded()):
+            answer = JSONResponse({"status": "degraded", "reason": reason}, status_code=503)
+            await answer(scope, receive, send)
         elif path == "/metrics" and not any(name == GATEWAY_HEADER for name, _ in scope["headers"]):
             await self._metrics(scope, receive, send)
         else:
@@ -91,6 +94,12 @@ async def _while_connected(request: Request, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0 and not await request.is_disconnected():
         await asyncio.sleep(min(left, _LOOK_S))
+
+
+def _degraded() -> str:
+    """Why requests have to wait; vLLM itself is in good health meanwhile."""
+    status = snapshot.read()
+    return status.reason if status is not None and status.state == "recovering" else ""
 
 
 async def _page(request: Request) -> Response:

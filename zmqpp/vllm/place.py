@@ -167,9 +167,7 @@ class Place:
         """Repeat stage 0's latest word to the next place, where the link could not do so by itself."""
         self._hello, self._hello_reply = hello, self._hello_reply if hello is self._hello else None
         if self._owes_hello and not self.is_last:
-            self.link.send_control(
-                control.encode(hello), route=Route.NOTICE, timeout_s=self._patience_s
-            )
+            self.link.send_control(control.encode(hello), route=Route.NOTICE, timeout_s=self._patience_s)
         self._owes_hello = False
 
     def _unread(self) -> control.AnyMessage | None:

@@ -19,6 +19,7 @@ from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.transport import Link
 from zmqpp.vllm import compat
+from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.restore import forget, restore
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
@@ -73,6 +74,8 @@ class StageWorker:
         self.wrapper.load_model()
         current_platform.update_block_size_for_backend(self.config)
         self._allocate_intermediate_tensors()
+        if self.group.device.type == "cpu" and self.group.is_last_rank:
+            make_rewindable(self.wrapper.worker.model_runner)
         if not self.report.parameters:
             # Another loader than vLLM's default one (dummy weights, a format of its own) was asked for.
             self.report.count(dict(self.wrapper.worker.model_runner.model.named_parameters()))

@@ -22,7 +22,7 @@ from zmqpp.watch.status import Histogram, PipelineStatus, StageStatus
 
 __all__ = ["CONTENT_TYPE", "render"]
 
-_STATES_OF_PIPELINE = ("starting", "ready", "restarting", "failed", "stopped")
+_STATES_OF_PIPELINE = ("starting", "ready", "recovering", "restarting", "failed", "stopped")
 
 
 def render(status: PipelineStatus) -> str:

@@ -26,7 +26,8 @@ __all__ = [
 STATUS_VERSION = 1
 
 STATES = ("starting", "waiting", "loading", "loaded", "ready", "lost", "restarting", "failed", "stopped")
-"""Of a stage. A pipeline is `starting`, `ready`, `restarting`, `failed` or `stopped`."""
+"""Of a stage. A pipeline is `starting`, `ready`, `recovering` (requests wait for a lost stage), `restarting`, `failed`
+or `stopped`."""
 
 
 class Layers(msgspec.Struct, frozen=True):

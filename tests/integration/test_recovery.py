@@ -1,0 +1,137 @@
+"""Stages killed at random moments under load: every request ends with the tokens of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.cases import CASES, RESUMED_IN_PIECES
+from tests.integration.serving import Served, pipeline
+from zmqpp.pipeline.launcher import Launcher
+
+STAGES = 4
+SEED = int(os.environ.get("ZMQPP_CHAOS_SEED", "20"))
+BACK_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pipeline(tmp_path_factory.mktemp("recovery") / "logs", STAGES) as served:
+        yield served
+
+
+class Load:
+    """All cases, sixteen at a time, while something happens to the pipeline."""
+
+    def __init__(self, served: Served) -> None:
+        self.answers: dict[str, Any] = {}
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(served,))
+        self._thread.start()
+
+    def _run(self, served: Served) -> None:
+        try:
+            self.answers = served.answers(CASES, at_once=16)
+        except Exception as error:
+            self.error = error
+
+    def wait(self) -> dict[str, Any]:
+        self._thread.join(BACK_S)
+        assert not self._thread.is_alive(), "requests hang"
+        assert self.error is None, self.error
+        return self.answers
+
+
+def launcher_of(served: Served) -> Launcher:
+    assert served.launcher is not None
+    return served.launcher
+
+
+def kill(served: Served, *victims: int) -> None:
+    """SIGKILL, and another process in each place."""
+    launcher = launcher_of(served)
+    for victim in victims:
+        os.kill(launcher.pids()[victim], signal.SIGKILL)
+    for victim in victims:
+        launcher.restart_stage(victim)
+
+
+def await_ready(served: Served) -> None:
+    launcher = launcher_of(served)
+    deadline = time.monotonic() + BACK_S
+    while not (launcher.lost_stages() == [] and launcher.all_ready()):
+        assert time.monotonic() < deadline, launcher.states
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("victims", [(1,), (2,), (3,), (1, 3), (2, 3)], ids=str)
+def test_every_request_goes_on_after_a_kill_at_a_random_moment(
+    served: Served, expected: dict[str, Any], victims: tuple[int, ...]
+) -> None:
+    delay_s = random.Random(f"{SEED} {victims}").uniform(0.0, 2.5)
+    print(f"ZMQPP_CHAOS_SEED={SEED}: {victims} after {delay_s:.3f} s")
+    load = Load(served)
+    time.sleep(delay_s)
+    kill(served, *victims)
+    assert load.wait() == expected
+    await_ready(served)
+
+
+def test_a_long_seeded_answer_is_taken_up_in_pieces_where_it_was(served: Served) -> None:
+    undisturbed = served.answers({"long": RESUMED_IN_PIECES})
+    answers: dict[str, Any] = {}
+    asking = threading.Thread(target=lambda: answers.update(served.answers({"long": RESUMED_IN_PIECES})))
+    started = time.monotonic()
+    asking.start()
+    time.sleep(1.0)
+    assert asking.is_alive(), f"answered after {time.monotonic() - started:.1f} s"
+    kill(served, 3)
+    asking.join(BACK_S)
+    assert answers == undisturbed
+    await_ready(served)
+
+
+def test_a_stage_that_is_killed_again_while_it_loads_is_waited_for(
+    served: Served, expected: dict[str, Any]
+) -> None:
+    load = Load(served)
+    time.sleep(0.5)
+    kill(served, 2)
+    launcher = launcher_of(served)
+    deadline = time.monotonic() + 60
+    while launcher.states[2].phase not in ("loading", "loaded") and time.monotonic() < deadline:
+        launcher.lost_stages()
+        time.sleep(0.01)
+    kill(served, 2)
+    assert load.wait() == expected
+    await_ready(served)
+
+
+def test_a_stage_that_hangs_is_missed_and_taken_back_when_it_goes_on(
+    served: Served, expected: dict[str, Any]
+) -> None:
+    pid = launcher_of(served).pids()[2]
+    load = Load(served)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)  # longer than the peer timeout
+    os.kill(pid, signal.SIGCONT)
+    assert load.wait() == expected
+    assert launcher_of(served).pids()[2] == pid
+
+
+def test_the_others_keep_their_weights_for_the_next_stage_0(served: Served, expected: dict[str, Any]) -> None:
+    before = launcher_of(served).pids()
+    kill(served, 0)
+    await_ready(served)
+    assert launcher_of(served).pids()[1:] == before[1:]
+    assert served.answers(CASES, at_once=16) == expected
+    for index in range(1, STAGES):
+        assert (served.log_dir is not None) and (served.log_dir / f"stage_{index}.log").exists()
