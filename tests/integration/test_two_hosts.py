@@ -53,7 +53,9 @@ def served(printed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
             assert int(stage) == index
             log = open_files.enter_context((folder / f"stage_{index}.log").open("wb"))
             environment = {**_environment(folder), "ZMQPP_EVENTS": str(folder / f"events_{index}.jsonl")}
-            stages.append(by_address[address].start(f"exec {block.partition(chr(10))[2]}", log, environment))
+            stages.append(
+                by_address[address].start(f"exec env {block.partition(chr(10))[2]}", log, environment)
+            )
         try:
             machines[0].inside(lambda: _await_health(stages, folder))
             yield machines[0], folder

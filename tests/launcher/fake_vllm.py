@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 MAIN = """
-import os, sys
+import os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 if sys.argv[2] == "broken":
     print("ValueError: no such model")
     sys.exit(3)
+
+if sys.argv[2] == "slow":
+    time.sleep(600)
 
 class Health(BaseHTTPRequestHandler):
     def do_GET(self):

@@ -50,7 +50,7 @@ def test_one_that_ends_is_told_with_its_reason_and_its_log(path: dict[str, str],
 
 
 def test_one_that_is_too_slow_is_given_up(path: dict[str, str], tmp_path: Path) -> None:
-    with server(tmp_path, "model") as single:
+    with server(tmp_path, "slow") as single:
         single.start(path)
         with pytest.raises(LaunchError, match="not ready after 0 s; its log is"):
             single.wait_ready(0)
