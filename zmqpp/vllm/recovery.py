@@ -47,6 +47,13 @@ class Recovery:
         Raises:
             StageError: it does not, within ZMQPP_RECOVERY_TIMEOUT_S or at all; every stage has been told.
         """
+        self._executor.ring.recovering = True
+        try:
+            self._run()
+        finally:
+            self._executor.ring.recovering = False
+
+    def _run(self) -> None:
         executor, ring = self._executor, self._executor.ring
         reason = ring.lost.reason if ring.lost is not None else "a stage was lost"
         started = time.monotonic()

@@ -40,7 +40,7 @@ class RingFuture(Future[Any]):
             try:
                 self._ring.read_until(self, timeout)
             except StageLost:
-                if self._ring.recover is None:
+                if self._ring.recover is None or self._ring.recovering:
                     raise
                 self._ring.recover()  # Which gives up this one too.
         return super().result(0)
@@ -89,6 +89,8 @@ class EngineRing:
         """What ended this epoch; until `renew`, reading and sending raise StageLost."""
         self.recover: Callable[[], None] | None = None
         """Brings the ring back and gives up what was on it; None = a lost stage ends the pipeline."""
+        self.recovering = False
+        """A loss meanwhile is the recovery's own to handle."""
         self.on_lost: Callable[[control.Lost], None] = lambda lost: None
         self.on_failure: Callable[[StageError], None] | None = None
         self.on_idle_loss: Callable[[], None] = lambda: None
