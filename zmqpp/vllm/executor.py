@@ -303,9 +303,11 @@ class ExternalStageExecutor(Executor):
         return [chrome_trace(self.board.end_trace(), self._trace_started, clocks)]
 
     def _abandon(self) -> None:
-        """The API server died: whoever is left learns it from here. Thread: the parent watch."""
-        self.ring.refuse("stage 0: its API server process is gone", stage=0)
-        self.shutdown()
+        """The API server died: stage 0 ends, and the others wait for the next one. Thread: the parent watch."""
+        first, self._first = self._first, None
+        if first is not None:
+            self.ring.close()
+            first.close()
 
     def shutdown(self) -> None:
         """Stop every stage; safe to call twice and at any time."""

@@ -72,7 +72,10 @@ class Place:
         started, said = time.monotonic(), 0.0
         while True:
             try:
-                return control.decode(self.link.recv_control(_POLL_S).body)
+                # Steps of an epoch that ended are still on their way to a stage which has just come back.
+                message = self._that_counts(control.decode(self.link.recv_control(_POLL_S).body))
+                if message is not None:
+                    return message
             except RecvTimeout:
                 self._renew_next()
             except PeerLostError:
@@ -213,12 +216,11 @@ class Place:
             time.sleep(0.05)
 
     def explain(self, error: ZmqppError) -> StageError:
-        """Why the engine's place is gone: what a notice said, else that it is; the latter is told downstream."""
+        """Why the engine's place is gone: what a notice said, else that it is. The others wait for another stage 0."""
         known = self._unread()
-        if not isinstance(known, control.Failed):
-            known = control.Failed(0, f"stage 0: its engine process is gone ({error})")
-            self.tell(known)
-        return RemoteError(str(known))
+        if isinstance(known, control.Failed):
+            return RemoteError(str(known))
+        return RemoteError(f"stage 0: its engine process is gone ({error})")
 
     def leave(self, steps: int) -> None:
         """Send what is queued, close, and leave the counters for the launcher."""

@@ -141,9 +141,11 @@ class Stage:
 
     def _rejoin(self, error: ZmqppError) -> control.AnyMessage:
         """A neighbour is gone, or the engine began another epoch: what this stage has loaded stays."""
-        if self._config is None:
+        link = self.place.link
+        broken = link.previous_error() is not None or link.next_error() is not None
+        if self._config is None or not (broken or isinstance(error, PeerLostError)):
             raise error
-        if self.index == 0 and self.place.link.previous_error() is not None:
+        if self.index == 0 and link.previous_error() is not None:
             raise self.place.explain(error) from None
         return self.place.rejoin(self._recovery_s, self.log)
 
