@@ -79,16 +79,22 @@ def test_a_killed_stage_that_does_not_come_back_is_named_by_everyone(zygote: Zyg
             assert httpx.get(f"{served.url}/health", timeout=2).status_code == 503
             time.sleep(0.1)
     for index in {0, 1, 2} - {victim}:
-        ended = running[index].wait(15)
+        ended = running[index].wait(25)
         assert ended.code not in (0, None), ended.output[-2000:]
         said = ended.output.rpartition("zmqpp: error: ")[2]
-        assert f"stage {victim} at tcp://127.0.0.1" in said and "it was not back after 3 s" in said
+        assert f"stage {victim} at tcp://127.0.0.1" in said, said
+        # Whoever comes behind it hears no more from the engine.
+        how = "not back after 3 s" if index < victim else "did not take the pipeline up again in 8 s"
+        assert how in said, said
 
 
 def test_stage_0_killed_in_an_idle_moment_is_waited_for_only_so_long(zygote: Zygote) -> None:
     _, running = start(zygote, 2)
     os.kill(command_pid(running[0]), signal.SIGKILL)
-    assert_one_line(running[1].wait(20), "stage 1: stage 0 did not take the pipeline up again in 3 s")
+    ended = running[1].wait(25)
+    assert_one_line(
+        ended, "stage 1: stage 0 at tcp://", "is lost", "did not take the pipeline up again in 8 s"
+    )
     await_empty_session(running[0])
 
 

@@ -40,6 +40,8 @@ class Place:
         self._patience_s = patience_s
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
+        self._lost = ""
+        """Who is missed here, for the line with which this stage gives up."""
         self._just_greeted = False
         """This stage has answered a hello, and heard nothing else of its epoch."""
         self._owes_hello = False
@@ -128,9 +130,8 @@ class Place:
                 message = self._that_counts(control.decode(self.link.recv_control(_REJOIN_POLL_S).body))
             except RecvTimeout:
                 if time.monotonic() > deadline:
-                    raise LaunchError(
-                        f"stage {self.index}: stage 0 did not take the pipeline up again in {timeout_s:.0f} s"
-                    ) from None
+                    gone = f"stage {self.index}: {self._lost}stage 0 did not take the pipeline up again"
+                    raise LaunchError(f"{gone} in {timeout_s:.0f} s") from None
             except ZmqppError:
                 message = self._renew_previous(log)
         return message
@@ -147,6 +148,7 @@ class Place:
         self.link.reopen_receive()
         self._just_greeted = False
         before = self.index - 1
+        self._lost = f"{self.before} is lost, and "
         log(f"stage {self.index}: {self.before} is lost ({error}); waiting for it to come back")
         lost = control.Lost(before, f"{self.before} is lost: {error}")
         try:

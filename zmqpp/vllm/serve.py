@@ -13,7 +13,7 @@ from zmqpp.pipeline.events import emit
 from zmqpp.vllm import compat, failure, identity
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions, read_flags
 from zmqpp.vllm.start_checks import check_addresses
-from zmqpp.vllm.timeouts import startup_s, step_s
+from zmqpp.vllm.timeouts import recovery_s, startup_s, step_s
 
 MIDDLEWARE = "zmqpp.vllm.http.PipelineRoutes"
 _STOP_S = 5.0
@@ -51,7 +51,7 @@ def check_start(args: argparse.Namespace, options: StageOptions) -> None:
     """
     compat.check_vllm()
     compat.check_engine_flags(args, "flags")
-    startup_s(), step_s()
+    startup_s(), step_s(), recovery_s()
     if CONFIG_KEY in (args.additional_config or {}):
         raise ConfigError(
             f"--additional-config has a {CONFIG_KEY!r} of its own beside the --pipeline flags: leave it out"

@@ -62,6 +62,8 @@ class StartOver(ZmqppError):
     """What this stage has loaded is of no use any more: its process begins anew."""
 
 
+_ENGINE_FIRST_S = 5.0
+"""The engine gives up first, and says why to all it still reaches."""
 _PLAIN_ERRORS = (ValueError, NotImplementedError, ZmqppError)
 """Errors whose text says what to change; others need their traceback."""
 
@@ -106,7 +108,7 @@ class Stage:
         self._layers: LayerRange | None = None
         self._worker: StageWorker | None = None
         self._reporter: Reporter | None = None
-        self._recovery_s = recovery_s()
+        self._recovery_s = 1.1 * recovery_s() + _ENGINE_FIRST_S
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
         self._answers: dict[tuple[str, bytes], bytes] = {}
