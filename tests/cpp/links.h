@@ -189,9 +189,9 @@ inline void send_control(Link& link, std::uint64_t tag, std::size_t size) {
 
 // Empty: nothing came within the time. Throws the link's error.
 inline std::optional<Dict> receive(Link& link, double timeout_s = kLong_s) {
-  const RecvTicketPtr ticket = link.inbox().post();
-  std::optional<Dict> dict = link.inbox().wait(ticket, Deadline::after(timeout_s));
-  if (!dict) link.inbox().cancel(ticket);
+  const RecvTicketPtr ticket = link.inbox()->post();
+  std::optional<Dict> dict = link.inbox()->wait(ticket, Deadline::after(timeout_s));
+  if (!dict) link.inbox()->cancel(ticket);
   return dict;
 }
 

@@ -60,7 +60,7 @@ TEST(receiver_of_a_killed_sender_keeps_what_came_and_hears_of_the_loss) {
     std::thread killer([&] { kill_after(child, 1e-5 * random.below(5000)); });
     std::uint64_t tag = 1;
     check_lost_soon([&] { Content(tag++).check(*receive(*link, kSoon_s)); });
-    CHECK_ERROR(Code::kPeerLost, link->inbox().take_control(Deadline::after(kSoon_s)));
+    CHECK_ERROR(Code::kPeerLost, link->inbox()->take_control(Deadline::after(kSoon_s)));
     killer.join();
     link->close(0);
   }

@@ -40,7 +40,7 @@ void traffic(const std::string& scheme, int dicts) {
   for (int id = 0; id < kSenders; ++id) threads.emplace_back([&, id] { send_some(*pair.sender, id, dicts); });
   threads.emplace_back([&] {
     for (int i = 0; i < kSenders * ((dicts + 2) / 3); ++i) {
-      const std::optional<Control> control = pair.receiver->inbox().take_control(Deadline::after(kLong_s));
+      const std::optional<Control> control = pair.receiver->inbox()->take_control(Deadline::after(kLong_s));
       CHECK(control);
       net::Message frame = std::move(const_cast<Control&>(*control).frame);
       CHECK(pattern::matches(control->tag, body_of(frame), body_size(frame)));
@@ -104,11 +104,11 @@ TEST(tickets_posted_ahead_get_the_dicts_in_order) {
   for (const std::string& scheme : kSchemes) {
     const Pair pair(scheme);
     std::vector<RecvTicketPtr> tickets;
-    for (int i = 0; i < 30; ++i) tickets.push_back(pair.receiver->inbox().post());
+    for (int i = 0; i < 30; ++i) tickets.push_back(pair.receiver->inbox()->post());
     std::thread sending([&] {
       for (int i = 0; i < 30; ++i) CHECK(send(*pair.sender, Content(i)));
     });
-    for (int i = 0; i < 30; ++i) Content(i).check(*pair.receiver->inbox().wait(tickets[i], Deadline::after(kLong_s)));
+    for (int i = 0; i < 30; ++i) Content(i).check(*pair.receiver->inbox()->wait(tickets[i], Deadline::after(kLong_s)));
     sending.join();
     pair.close();
   }

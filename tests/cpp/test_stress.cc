@@ -40,7 +40,7 @@ std::vector<std::thread> everything(const Pair& pair, Arrivals& arrivals) {
   sending(2, [](std::uint64_t number) { return 2e-4 * double(number % 16); });  // most are cut off half-way
   forever([&] { send_control(*pair.sender, 1, 100); });
   forever([&] { send_control(*pair.sender, 2, 50'000); });
-  forever([&] { pair.receiver->inbox().take_control(Deadline::after(0.2)); });
+  forever([&] { pair.receiver->inbox()->take_control(Deadline::after(0.2)); });
   forever([&, held = std::deque<Dict>()]() mutable {
     std::optional<Dict> dict = receive(*pair.receiver, 0.2);
     if (!dict) return;

@@ -94,11 +94,11 @@ class Supervisor:
     def _replace(self, lost: list[int]) -> None:
         launcher = self._launcher
         self._forgive()
+        if self._in_a_row >= self._max_restarts:
+            launcher.check()  # Which raises, and is noted once.
         reason = "; ".join(launcher.how_it_ended(index) for index in lost)
         for index in lost:
             self._note("lost", launcher.how_it_ended(index), index)
-        if self._in_a_row >= self._max_restarts:
-            raise LaunchError(reason)
         self._in_a_row += 1
         self._restarts += 1
         self._back_by = time.monotonic() + self._timeout_s

@@ -65,9 +65,9 @@ class ExternalStageExecutor(Executor):
         try:
             self._first = FirstStage(self.vllm_config, self.options)
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
-            self._publisher = Publisher(self.board)
+            self.publisher = Publisher(self.board)
             self.ring = EngineRing(self._first.link, self.board, self._first.check)
-            self.ring.on_tick = self._publisher.publish_if_due
+            self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
             self._first.link.set_epoch(self.epoch)
             self._greet()
@@ -140,13 +140,13 @@ class ExternalStageExecutor(Executor):
 
     def _load(self) -> None:
         self.board.set_states("loading")
-        self._publisher.publish()
+        self.publisher.publish()
         self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD)
         for index, loaded in enumerate(self.load_reports):
             stage = self.board.stage(index)
             stage.parameters, stage.weight_bytes = loaded["parameters"], loaded["bytes"]
         self.board.set_states("loaded")
-        self._publisher.publish()
+        self.publisher.publish()
 
     def _logged_call(
         self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -197,22 +197,13 @@ class ExternalStageExecutor(Executor):
             self._stop_starting(error)
         if method == WARM_UP:
             self.board.set_states("ready", pipeline="ready")
-            self._publisher.publish()
-            self._watch_over()
+            self.publisher.publish()
+            if self.engine is not None:
+                self._recovery = Recovery(self, self._say_waiting)
         return results
 
-    # ---- a lost stage ------------------------------------------------------------------------------------
-
-    def _watch_over(self) -> None:
-        """From now on a lost stage is waited for, and nothing is lost with it."""
-        if self.engine is not None:
-            self._recovery = Recovery(self, self._say_waiting)
-            self.ring.recover = self._recovery.run
-            self.ring.on_lost = self._tell_lost
-            self.ring.on_idle_loss = lambda: compat.waken(self.engine)
-
     def recover_if_lost(self) -> None:
-        """Thread: the engine's."""
+        """A stage was lost in an idle moment. Thread: the engine's."""
         if self.ring.lost is not None and self.ring.recover is not None:
             self.ring.recover()
 
@@ -220,16 +211,6 @@ class ExternalStageExecutor(Executor):
         """Stage 0's own process may be the lost one."""
         if self._first is not None:
             self._first.renew()
-
-    def _tell_lost(self, lost: control.Lost) -> None:
-        logger.warning("%s; requests wait until it is back", lost.reason)
-        self.board.lose(lost.reason, lost.stage)
-        self._publisher.publish()
-
-    def tell_recovered(self, seconds: float) -> None:
-        logger.info("the pipeline goes on after %.1f s", seconds)
-        self.board.recover(seconds)
-        self._publisher.publish()
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""

@@ -18,7 +18,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import RequestStatus
 
-from zmqpp.errors import ConnectError
+from zmqpp.errors import ConnectError, DeadlineError, ZmqppError
 from zmqpp.vllm.ring import StageLost
 from zmqpp.vllm.stage import RESTORE
 from zmqpp.vllm.timeouts import recovery_s
@@ -70,8 +70,14 @@ class Recovery:
             except ConnectError as error:
                 logger.info("during recovery: %s", error)
                 time.sleep(_LONGEST_PAUSE_S)
+            except DeadlineError:
+                break
+            except ZmqppError as error:
+                if ring.failure is None:
+                    ring.refuse(f"{reason}, and cannot be replaced: {error}")
+                raise ring.failure or error from None
             else:
-                executor.tell_recovered(time.monotonic() - started)
+                self._tell_recovered(time.monotonic() - started)
                 return
         waited = time.monotonic() - started
         ring.refuse(f"{reason}; it was not back after {waited:.0f} s")

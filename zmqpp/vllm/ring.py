@@ -27,6 +27,10 @@ class StageLost(StageError):
     """A stage is gone, and the pipeline will go on without what was on the ring. Never leaves the engine's thread."""
 
 
+class RingTimeout(StageError, DeadlineError):
+    """Not all stages answered the hello in time."""
+
+
 class RingFuture(Future[Any]):
     """A future whose `result()` reads the ring itself: no thread hands the reply over."""
 
@@ -130,7 +134,7 @@ class EngineRing:
                 said = time.monotonic()
                 self._send(message, route=Route.NOTICE)
             if waited > timeout_s:
-                raise StageError(
+                raise RingTimeout(
                     f"the ring of {self.stages} stages did not close in {waited:.0f} s: no word from "
                     f"{self.link.connect}, the last stage's return port; start the missing stages, or check addresses"
                 )
