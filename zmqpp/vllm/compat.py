@@ -42,7 +42,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.request:RequestStatus": "which requests had begun",
     "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "from here on our executor knows its engine",
     "vllm.v1.engine.core:EngineCore._process_aborts_queue": "aborts that came during recovery",
-    "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "wakes the engine when a stage is lost in an idle moment",
+    "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "wakes the engine to recover",
     "vllm.v1.engine:EngineCoreRequestType": "the same",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "forgets and restores requests",
     "vllm.v1.core.sched.output:GrammarOutput": "a step's grammar mask",

@@ -25,7 +25,8 @@ from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.recovery import Recovery
-from zmqpp.vllm.ring import EngineRing, RingFuture, StageLost
+from zmqpp.vllm.ring import EngineRing
+from zmqpp.vllm.ring_future import RingFuture, StageLost
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.stage import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.timeouts import startup_s
@@ -58,18 +59,17 @@ class ExternalStageExecutor(Executor):
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
         self._trace_started: list[Asked] = []
         self.session, self.epoch = uuid.uuid4().hex, 0
-        self._first: FirstStage | None = None
+        self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
-        """vLLM's EngineCore, whose scheduler resumes what a lost stage interrupted; set by compat.announce_engine."""
-        compat.announce_engine()
+        compat.announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
         try:
-            self._first = FirstStage(self.vllm_config, self.options)
+            self.first = FirstStage(self.vllm_config, self.options)
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
             self.publisher = Publisher(self.board)
-            self.ring = EngineRing(self._first.link, self.board, self._first.check)
+            self.ring = EngineRing(self.first.link, self.board, self.first.check)
             self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
-            self._first.link.set_epoch(self.epoch)
+            self.first.link.set_epoch(self.epoch)
             self._greet()
             self._load()
             self.ring.start_watching()
@@ -207,11 +207,6 @@ class ExternalStageExecutor(Executor):
         if self.ring.lost is not None and self.ring.recover is not None:
             self.ring.recover()
 
-    def renew_first(self) -> None:
-        """Stage 0's own process may be the lost one."""
-        if self._first is not None:
-            self._first.renew()
-
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
         self._serving = True
@@ -285,14 +280,14 @@ class ExternalStageExecutor(Executor):
 
     def _abandon(self) -> None:
         """The API server died: stage 0 ends, and the others wait for the next one. Thread: the parent watch."""
-        first, self._first = self._first, None
+        first, self.first = self.first, None
         if first is not None:
             self.ring.close()
             first.close()
 
     def shutdown(self) -> None:
         """Stop every stage; safe to call twice and at any time."""
-        first, self._first = self._first, None
+        first, self.first = self.first, None
         if first is None:
             return
         ring = getattr(self, "ring", None)

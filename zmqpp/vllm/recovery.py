@@ -19,7 +19,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import RequestStatus
 
 from zmqpp.errors import ConnectError, DeadlineError, ZmqppError
-from zmqpp.vllm.ring import StageLost
+from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.stage import RESTORE
 from zmqpp.vllm.timeouts import recovery_s
 
@@ -54,7 +54,7 @@ class Recovery:
             self._executor.ring.recovering = False
 
     def _run(self) -> None:
-        executor, ring = self._executor, self._executor.ring
+        ring = self._executor.ring
         reason = ring.lost.reason if ring.lost is not None else "a stage was lost"
         started = time.monotonic()
         for attempt in range(1, _MOST_ATTEMPTS + 1):
@@ -86,7 +86,7 @@ class Recovery:
     def _bring_back(self, timeout_s: float) -> None:
         executor, ring = self._executor, self._executor.ring
         executor.epoch += 1
-        executor.renew_first()
+        executor.first.renew()
         ring.renew(executor.epoch)
         replies = executor.greet(timeout_s, self._waiting())
         fresh = [reply.stage for reply in replies if not reply.ready]

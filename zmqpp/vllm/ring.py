@@ -8,71 +8,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Any
 
 from zmqpp import control
 from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
+from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
 
 _POLL_S = 0.25
 _REPEAT_S = 0.5
-
-
-class StageLost(StageError):
-    """A stage is gone, and the pipeline will go on without what was on the ring. Never leaves the engine's thread."""
-
-
-class RingTimeout(StageError, DeadlineError):
-    """Not all stages answered the hello in time."""
-
-
-class RingFuture(Future[Any]):
-    """A future whose `result()` reads the ring itself: no thread hands the reply over."""
-
-    def __init__(self, ring: EngineRing) -> None:
-        super().__init__()
-        self._ring = ring
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The reply; raises what the stage raised, or StageError when a stage is lost for good."""
-        if not self.done():
-            try:
-                self._ring.read_until(self, timeout)
-            except StageLost:
-                if self._ring.recover is None or self._ring.recovering:
-                    raise
-                self._ring.recover()  # Which gives up this one too.
-        return super().result(0)
-
-
-class _Call:
-    """One rpc: replies of the stages that were asked, in stage order."""
-
-    def __init__(self, method: str, asked: Sequence[int], future: RingFuture) -> None:
-        self.method, self.future = method, future
-        self.replies: dict[int, control.RpcReply | None] = dict.fromkeys(asked)
-
-    def add(self, reply: control.RpcReply) -> bool:
-        """Keep one reply; True once all are there and the future is resolved."""
-        if reply.stage not in self.replies:
-            return False
-        self.replies[reply.stage] = reply
-        replies = [r for r in self.replies.values() if r is not None]
-        if len(replies) < len(self.replies):
-            return False
-        failed = next((r for r in replies if r.error is not None), None)
-        if failed is not None:
-            self.future.set_exception(
-                RemoteError(f"stage {failed.stage}: {self.method} failed: {failed.error}")
-            )
-        else:
-            self.future.set_result([codec.decode(r.payload or b"") for r in replies])
-        return True
 
 
 class EngineRing:
@@ -101,7 +49,7 @@ class EngineRing:
         """Called by the watch thread when it noticed a loss: the engine's thread is asleep, and has to recover."""
         self._check_child = check_child
         self._reading = threading.Lock()
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, RingCall] = {}
         self._steps: dict[int, RingFuture] = {}
         self._hello: dict[int, control.HelloReply] = {}
         self._hello_epoch = 0
@@ -154,7 +102,7 @@ class EngineRing:
         self._next_call += 1
         future = RingFuture(self)
         payload = codec.encode((tuple(args), dict(kwargs or {})))
-        self._calls[self._next_call] = _Call(method, range(self.stages) if only is None else only, future)
+        self._calls[self._next_call] = RingCall(method, range(self.stages) if only is None else only, future)
         self._send(control.Rpc(self._next_call, method, payload, only))
         return future
 

@@ -19,8 +19,6 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from zmqpp import control
 from zmqpp.errors import (
     ConfigError,
@@ -28,7 +26,6 @@ from zmqpp.errors import (
     PeerLostError,
     ProtocolError,
     RemoteError,
-    UnsupportedError,
     ZmqppError,
 )
 from zmqpp.layers import LayerRange
@@ -36,6 +33,7 @@ from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
 from zmqpp.version import __version__
 from zmqpp.vllm import codec, compat
+from zmqpp.vllm.greeting import StartOver, check_unchanged, check_versions
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.reporter import Reporter
@@ -56,10 +54,6 @@ RESTORE = "zmqpp.restore"
 """Rpc method: the requests that go on after a loss; all others are forgotten."""
 START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
 """Rpc methods: keep spans from now on; give them."""
-
-
-class StartOver(ZmqppError):
-    """What this stage has loaded is of no use any more: its process begins anew."""
 
 
 _ENGINE_FIRST_S = 5.0
@@ -173,21 +167,19 @@ class Stage:
     # ---- coming up ---------------------------------------------------------------------------------------
 
     def _run_hello(self, hello: control.Hello) -> None:
-        self._check_versions(hello)
+        check_versions(hello, self.options)
         if self._hello == hello and self._hello_reply is not None:
             self.place.reply(self._hello_reply)  # The engine repeats itself until it has heard everyone.
             return
         before = self._hello
         if before is not None and hello.session == before.session and hello.epoch < before.epoch:
             return  # It was on its way when the next one had come already.
-        if hello.epoch:
-            self.log(f"stage {self.index}: epoch {hello.epoch} begins")
         self.place.link.set_epoch(hello.epoch)
         self.place.pass_on(hello)
         if self._config is None or self._layers is None:
             self._config, self._layers = self._configure(hello)
         else:
-            self._check_unchanged(hello)
+            check_unchanged(before, hello, self.index)
         if self._hello is None or hello.session != self._hello.session:
             self._ready = False
         self._hello = hello
@@ -211,35 +203,6 @@ class Stage:
         )
         self._hello_reply = reply
         self.place.reply(reply)
-
-    def _check_unchanged(self, hello: control.Hello) -> None:
-        """Another stage 0 may have come: what is loaded here serves it only if it asks for the same.
-
-        Raises:
-            StartOver: it does not.
-        """
-        before = self._hello
-        if before is None or msgspec.structs.replace(hello, session="", epoch=0) != msgspec.structs.replace(
-            before, session="", epoch=0
-        ):
-            raise StartOver(f"stage {self.index}: stage 0 came back with another model or other settings")
-
-    def _check_versions(self, hello: control.Hello) -> None:
-        if hello.protocol != control.PROTOCOL_VERSION:
-            raise UnsupportedError(
-                f"stage {self.index} speaks stage protocol {control.PROTOCOL_VERSION} (zmqpp {__version__}), "
-                f"stage 0 speaks {hello.protocol} (zmqpp {hello.zmqpp_version}): install one zmqpp version everywhere"
-            )
-        if hello.total_stages != self.options.total_stages:
-            raise ConfigError(
-                f"stage {self.index} was started with --pipeline-total-stages {self.options.total_stages}, "
-                f"stage 0 with {hello.total_stages}: give every stage the same number"
-            )
-        mine = compat.vllm_version()
-        if compat.minor(mine) != compat.minor(hello.vllm_version):
-            raise UnsupportedError(
-                f"stage {self.index} runs vLLM {mine}, stage 0 runs {hello.vllm_version}: install the same on both"
-            )
 
     def _load(self) -> dict[str, Any]:
         from zmqpp.vllm.worker import StageWorker

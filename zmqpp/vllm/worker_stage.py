@@ -13,9 +13,10 @@ from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
+from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.settings import adopt
-from zmqpp.vllm.stage import Stage, StartOver, describe
+from zmqpp.vllm.stage import Stage, describe
 from zmqpp.vllm.timeouts import startup_s, step_s
 from zmqpp.vllm.warning_lines import show_warnings
 
