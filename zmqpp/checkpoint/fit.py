@@ -14,8 +14,8 @@ from zmqpp.layers import LayerRange, check_contiguous, even_ranges
 
 __all__ = ["check_code_allowed", "check_files", "check_layers", "read_config"]
 
-_WEIGHTS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.gguf")
-"""What vLLM looks for unless a --load-format says otherwise."""
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+"""What vLLM looks for besides safetensors, unless a --load-format says otherwise."""
 
 
 def read_config(model: str, flag: str = "--model") -> dict[str, Any]:
@@ -61,5 +61,5 @@ def check_files(model: str, vllm_flags: Sequence[str]) -> None:
         return
     if any(folder.glob("*.safetensors*")):
         Checkpoint.open(str(folder))
-    elif not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+    elif not any(any(folder.glob(pattern)) for pattern in _OTHER_WEIGHTS):
         raise ConfigError(f"{folder} has no weights, such as model.safetensors: copy them there")

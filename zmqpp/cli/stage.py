@@ -142,11 +142,10 @@ def _shares(
         devices = visible_devices()
     except ConfigError:
         return [], ()  # No vLLM here, so the plan is for other machines.
-    alike = [
-        stage_environment(place, hosts.count(host), devices)
+    sharing = [
+        stage_environment(place, hosts.count(host), devices) if hosts.count(host) > 1 else {}
         for place, host in zip(places, hosts, strict=True)
     ]
-    sharing = [share if hosts.count(host) > 1 else {} for share, host in zip(alike, hosts, strict=True)]
     for share in sharing:
         share.pop("VLLM_NO_USAGE_STATS", None)
     return sharing, memory_flags(most, devices, flags)

@@ -28,7 +28,6 @@ def memory(deployment: Deployment) -> Iterator[Finding]:
     text = f"{size(available)} of {size(total)} available"
     if limit is not None and limit < total:
         text += f", this container may take {size(limit)}"
-        available = min(available, limit)
     needed = len(deployment.here) * _LEAST_MEMORY
     if available < needed:
         remedy = f"end other programs, or run fewer stages here: each takes about {size(_LEAST_MEMORY)} and its weights"

@@ -33,6 +33,7 @@ _POLL_S = 0.1
 _LOADING_GRACE_S = 3.0
 _FOLLOW_S = 2.0
 """For the other stages to follow when stage 0 has stopped."""
+_EXIT_S = 1.0
 _KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
@@ -151,7 +152,8 @@ class Launcher:
         return all(state.phase == "ready" for state in self.states) and is_healthy(self.plan.api.url)
 
     def check(self) -> bool:
-        """Take in what the stages told since the last call; True when something changed. Never blocks.
+        """Take in what the stages told since the last call; True when something changed. Blocks a second at most,
+        and only where a stage has failed.
 
         Raises:
             LaunchError: a stage failed or ended: which, its exit code, its reason, its log.
@@ -244,7 +246,7 @@ class Launcher:
         return bool(events)
 
     def _failure(self, state: StageState, process: StageProcess) -> LaunchError:
-        code = process.exit_code()
+        code = self._await_exit(process)
         killed = code is not None and code < 0
         # Who is killed has no last word; its log ends with what it did before.
         state.fail("" if killed else clear_line(process.log_path))
@@ -252,6 +254,13 @@ class Launcher:
         how = "failed" if code is None else f"ended (exit code {code})" if code >= 0 else _killed_by(-code)
         told = f": {reason}" if reason else ""
         return LaunchError(f"stage {state.index} {how}{told}; its log is {process.log_path}")
+
+    def _await_exit(self, process: StageProcess) -> int | None:
+        """A killed process lets go of its connections a moment before its end can be seen: others may miss it first."""
+        deadline = time.monotonic() + _EXIT_S
+        while (code := process.exit_code()) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return code
 
     def _too_slow(self, timeout_s: float) -> str:
         late = [f"stage {state.index} is {state.phase}" for state in self.states if state.phase != "ready"]
