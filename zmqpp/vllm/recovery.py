@@ -18,7 +18,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import RequestStatus
 
+from zmqpp import control
 from zmqpp.errors import ConnectError, DeadlineError, ZmqppError
+from zmqpp.vllm import compat
 from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.stage import RESTORE
 from zmqpp.vllm.timeouts import recovery_s
@@ -33,13 +35,22 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
 class Recovery:
-    """Of one engine; `run` is called once per loss."""
+    """From now on a lost stage of this engine is waited for; `run` is called once per loss.
+
+    Args:
+        executor: whose ring this is; its pipeline runs.
+        waiting: gives what says how long the ring has been waited for.
+    """
 
     def __init__(
         self, executor: ExternalStageExecutor, waiting: Callable[[], Callable[[float], None]]
     ) -> None:
         self._executor = executor
         self._waiting = waiting
+        ring = executor.ring
+        ring.recover = self.run
+        ring.on_lost = self._tell_lost
+        ring.on_idle_loss = lambda: compat.waken(executor.engine)
 
     def run(self) -> None:
         """Returns when the pipeline runs again.
@@ -106,3 +117,16 @@ class Recovery:
         ring.call(RESTORE, (requests, outputs)).result()
         ring.give_up(EMPTY_MODEL_RUNNER_OUTPUT)
         logger.info("%d requests go on", len(begun))
+
+    # ---- telling -----------------------------------------------------------------------------------------
+
+    def _tell_lost(self, lost: control.Lost) -> None:
+        """Thread: whichever reads the ring."""
+        logger.warning("%s; requests wait until it is back", lost.reason)
+        self._executor.board.lose(lost.reason, lost.stage)
+        self._executor.publisher.publish()
+
+    def _tell_recovered(self, seconds: float) -> None:
+        logger.info("the pipeline goes on after %.1f s", seconds)
+        self._executor.board.recover(seconds)
+        self._executor.publisher.publish()
