@@ -60,7 +60,7 @@ class Launcher:
         self._grace_s = grace_s
         self._on_interrupt = on_interrupt
         self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
-        self._events_path = log_dir / "events.jsonl"
+        self.events_path = log_dir / "events.jsonl"
         self._events_offset = 0
         self._signals = StopSignals()
         self._guard = Guard(grace_s)
@@ -85,12 +85,12 @@ class Launcher:
         self.culprit = None
         with _told_as_launch_error():
             self._log_dir.mkdir(parents=True, exist_ok=True)  # Someone may have cleaned up since.
-            self._events_path.write_bytes(b"")
+            self.events_path.write_bytes(b"")
             self._events_offset = 0
             for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
                 with self._signals.held():
                     state.started_s = time.time()
-                    environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
+                    environment = {**stage.environment, EVENTS_VARIABLE: str(self.events_path.absolute())}
                     self._guard.watch(process.start(stage.command(), environment))
 
     def restart(self) -> None:
@@ -122,7 +122,7 @@ class Launcher:
             process.keep_log()
             state = self.states[index] = StageState(index)
             state.started_s = time.time()
-            environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
+            environment = {**stage.environment, EVENTS_VARIABLE: str(self.events_path.absolute())}
             self._guard.watch(process.start(stage.command(), environment))
 
     def pids(self) -> list[int]:
@@ -239,7 +239,7 @@ class Launcher:
             self.stop()
 
     def _read_events(self) -> bool:
-        events, self._events_offset = read_events(str(self._events_path), self._events_offset)
+        events, self._events_offset = read_events(str(self.events_path), self._events_offset)
         for event in events:
             if 0 <= event.get("stage", -1) < len(self.states):
                 self.states[event["stage"]].apply(event)
