@@ -66,7 +66,7 @@ class Launcher:
         self._grace_s = grace_s
         self._on_interrupt = on_interrupt
         self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
-        self._events_path = log_dir / "events.jsonl"
+        self.events_path = log_dir / "events.jsonl"
         self._events_offset = 0
         self._signals = StopSignals()
         self._guard = Guard(grace_s)
@@ -91,7 +91,7 @@ class Launcher:
         self.culprit = None
         with _told_as_launch_error():
             self._log_dir.mkdir(parents=True, exist_ok=True)  # Someone may have cleaned up since.
-            self._events_path.write_bytes(b"")
+            self.events_path.write_bytes(b"")
             self._events_offset = 0
             for stage in self.stage_plans:
                 with self._signals.held():
@@ -99,7 +99,7 @@ class Launcher:
 
     def _start_stage(self, stage: StagePlan, **more: str) -> None:
         self.states[stage.index].started_s = time.time()
-        environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute()), **more}
+        environment = {**stage.environment, EVENTS_VARIABLE: str(self.events_path.absolute()), **more}
         self._guard.watch(self._processes[stage.index].start(stage.command(), environment))
 
     def restart(self) -> None:
@@ -280,7 +280,7 @@ class Launcher:
             self.stop()
 
     def _read_events(self) -> bool:
-        events, self._events_offset = read_events(str(self._events_path), self._events_offset)
+        events, self._events_offset = read_events(str(self.events_path), self._events_offset)
         for event in events:
             if 0 <= event.get("stage", -1) < len(self.states):
                 self.states[event["stage"]].apply(event)

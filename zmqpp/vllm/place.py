@@ -38,6 +38,8 @@ class Place:
         self.index = options.stage_idx
         self.link = link
         self.is_last = options.is_last
+        self.in_use = False
+        """Of a pipeline that has served: the engine alone decides whether it is over."""
         self._patience_s = patience_s
         self.on_trial = bool(os.environ.get(TRIAL_VARIABLE))
         """This stage replaces another one and was not ready yet: the others do without it should it fail."""
@@ -190,7 +192,9 @@ class Place:
 
     def _that_counts(self, message: control.AnyMessage) -> control.AnyMessage | None:
         """What is not of the epoch that ended: all, if the engine has not begun with anything in this one."""
-        greets = isinstance(message, control.Hello | control.Failed | control.Stop)
+        if isinstance(message, control.Failed):
+            return message if message.decided or not self.in_use else None
+        greets = isinstance(message, control.Hello | control.Stop)
         return message if greets or self._just_greeted else None
 
     # ---- writing -----------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ class Place:
 
     def tell(self, failed: control.Failed) -> None:
         """Tell everyone downstream, and through the engine everyone else; on trial, the launcher alone."""
-        emit(failed.stage, "failed", reason=failed.reason)
+        emit(failed.stage, "lost" if self.in_use else "failed", reason=failed.reason)
         if self.on_trial:
             return
         try:

@@ -122,6 +122,10 @@ class EngineRing:
         """Give the last stage the grammar mask that `step` waits for."""
         self._send(control.Sample(step, codec.encode(grammar_output)), tag=step)
 
+    def send_away(self, stages: list[int], reason: str) -> None:
+        """Tell these stages that others are awaited in their places."""
+        self._send(control.Refused(stages, reason), route=Route.NOTICE)
+
     def stop(self) -> None:
         """Tell every stage to leave; on trial they stay, and wait for another stage 0."""
         if self._on_trial:
@@ -195,8 +199,8 @@ class EngineRing:
                 self._hello[message.stage] = message
         elif isinstance(message, control.Lost):
             raise self._lose(message.stage, message.reason)
-        elif isinstance(message, control.Failed):
-            raise self._fail(message)
+        elif isinstance(message, control.Failed) and 0 <= message.stage < self.stages:
+            raise self._lose(message.stage, str(message), failed=True)
 
     def _look_around(self) -> None:
         try:
@@ -221,12 +225,12 @@ class EngineRing:
             return self._lose(0, str(exited))
         return self._lose(0, f"stage 0's process is lost: {error}")
 
-    def _lose(self, stage: int, reason: str) -> StageError:
+    def _lose(self, stage: int, reason: str, failed: bool = False) -> StageError:
         """The first loss of an epoch counts; without anybody to recover it is the end."""
         if self.recover is None:
             return self._fail(control.Failed(stage, reason))
         if self.lost is None:
-            self.lost = control.Lost(stage, reason)
+            self.lost = control.Lost(stage, reason, failed)
             self.on_lost(self.lost)
         return StageLost(reason)
 
@@ -271,8 +275,9 @@ class EngineRing:
         self._steps.clear()
         self._calls.clear()
         try:
+            decided = control.Failed(notice.stage, notice.reason, notice.traceback, decided=True)
             if not self._on_trial:
-                self.link.send_control(control.encode(notice), route=Route.NOTICE, timeout_s=0.5)
+                self.link.send_control(control.encode(decided), route=Route.NOTICE, timeout_s=0.5)
         except ZmqppError:
             pass  # Stage 0 is among the dead; the others see their links break.
         if self.on_failure is not None:
