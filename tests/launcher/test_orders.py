@@ -190,6 +190,26 @@ def test_stage_0_is_replaced_when_its_requests_are_done_and_new_ones_wait(tmp_pa
     assert "waiting for 3 requests" in ordered.lines
 
 
+def test_new_settings_of_stage_0_start_all_anew_and_do_not_stay_if_it_does_not_come_up(
+    tmp_path: Path,
+) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok")
+
+    def act() -> None:
+        before = ordered.launcher.pids()
+        ordered.order(restart(0, env={"SOME": "thing"}))
+        assert not set(before) & set(ordered.launcher.pids())
+        with pytest.raises(
+            RemoteError, match="stage 0 was not replaced, and runs as before.*layers 3-4 belong"
+        ):
+            ordered.order(restart(0, env={"FAKE_BEHAVIOUR": "fail"}))
+        assert ordered.launcher.all_ready() and not ordered.door.held
+
+    status = ordered.run(act)
+    assert ordered.launcher.stage_plans[0].environment == {"SOME": "thing"}
+    assert (status.losses, status.restarts) == (0, 0)
+
+
 def test_a_drain_waits_says_how_many_are_left_and_can_be_taken_back(tmp_path: Path) -> None:
     ordered = Ordered(tmp_path / "logs", "ok", "ok")
     ordered.door.running = 2

@@ -1,7 +1,8 @@
 """Replacing stages at a person's order, one after another, with no request lost.
 
     stages 1 .. N-1   the old process ends; requests wait in the engine, and go on with the new one
-    stage 0           has the requests: new ones wait at the entrance until those that run are done and it is replaced
+    stage 0           has the requests: new ones wait at the entrance until those that run are done and it is replaced.
+                      What is asked of it anew concerns the others too: then all are started anew
 
 A new one that does not come up is replaced by what ran before.
 """
@@ -85,14 +86,17 @@ class Rolling:
             away = time.monotonic()
             try:
                 self._caretaker.expect(index, f"stage {index} is being replaced, as asked for")
-                self._swap(index, self._changed(before, order), order)
-            except _NotUp as error:
+                changed = self._changed(before, order)
+                swap = self._swap_all if index == 0 and changed != before else self._swap
+                swap(index, changed, order)
+            except (_NotUp, LaunchError) as error:
+                # Who starts all anew must not meet the new flags.
+                self._launcher.stage_plans[index] = before
+                if index and not isinstance(error, _NotUp):
+                    raise
                 self._caretaker.expect(index, f"{error}; stage {index} is started as it was before")
                 order.say(f"stage {index}: the new one did not come up; going back to what ran before")
                 self._go_back(index, before, order, error)
-            except LaunchError:
-                self._launcher.stage_plans[index] = before  # Who starts all anew must not meet the new flags.
-                raise
             self._caretaker.note("restarted", f"stage {index} was replaced, as asked for", index)
             order.say(f"stage {index}: requests waited {time.monotonic() - away:.1f} s")
 
@@ -103,10 +107,10 @@ class Rolling:
         environment = {**before.environment, **order.environment}
         return dataclasses.replace(before, arguments=arguments, environment=environment)
 
-    def _go_back(self, index: int, before: StagePlan, order: Restart, error: _NotUp) -> None:
-        """Always raises: _NotUp."""
+    def _go_back(self, index: int, before: StagePlan, order: Restart, error: ZmqppError) -> None:
+        """Always raises: _NotUp; LaunchError when it is the pipeline that has failed."""
         try:
-            self._swap(index, before, order)
+            (self._swap if index else self._swap_all)(index, before, order)
         except _NotUp as again:
             raise _NotUp(f"{error}; what ran before did not come up again either: {again}") from None
         raise _NotUp(f"stage {index} was not replaced, and runs as before: the new {error}")
@@ -121,6 +125,15 @@ class Rolling:
         launcher.stage_plans[index] = plan
         launcher.restart_stage(index)
         self._await_ready(index, order)
+
+    def _swap_all(self, index: int, plan: StagePlan, order: Restart) -> None:
+        """With nothing to lose: no request runs inside."""
+        launcher = self._launcher
+        launcher.stage_plans[index] = plan
+        order.say("starting all stages anew")
+        launcher.restart()
+        launcher.wait_ready(self._patience_s)
+        self._caretaker.look_after(replaced=index)
 
     def _await_ready(self, index: int, order: Restart) -> None:
         launcher, caretaker = self._launcher, self._caretaker
