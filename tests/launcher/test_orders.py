@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from zmqpp.errors import ConfigError, LaunchError, RemoteError, ZmqppError
+from zmqpp.pipeline.events import EVENTS_VARIABLE, emit
 from zmqpp.pipeline.launcher import Launcher
 from zmqpp.pipeline.order_client import give_order
 from zmqpp.pipeline.order_server import SOCKET_NAME, OrderServer
 from zmqpp.pipeline.orders import Orders
+from zmqpp.pipeline.signals import StopRequested
 from zmqpp.pipeline.supervisor import Supervisor
 from zmqpp.watch.status import Event, PipelineStatus
 
@@ -60,11 +63,11 @@ class Door:
 class Ordered:
     """Runs a supervised fake pipeline on the main thread, and `act` on another one once it is ready."""
 
-    def __init__(self, folder: Path, *behaviours: str, max_restarts: int = 3) -> None:
+    def __init__(self, folder: Path, *behaviours: str, max_restarts: int = 3, drain_s: float = 0.0) -> None:
         self.folder, self.door = folder, Door()
         self.events: list[Event] = []
         self.lines: list[str] = []
-        self._behaviours, self._max_restarts = behaviours, max_restarts
+        self._behaviours, self._max_restarts, self._drain_s = behaviours, max_restarts, drain_s
         self._ready = threading.Event()
 
     def run(self, act: Callable[[], object]) -> PipelineStatus:
@@ -78,6 +81,7 @@ class Ordered:
                 on_event=self._tell,
                 entrance=self.door,
                 orders=orders,
+                drain_s=self._drain_s,
             )
             failed: list[BaseException] = []
             thread = threading.Thread(target=self._act, args=(act, failed))
@@ -247,6 +251,43 @@ def test_a_drain_waits_says_how_many_are_left_and_can_be_taken_back(tmp_path: Pa
     assert ordered.lines[-1] == "no request is left; the pipeline ends"
 
 
+@pytest.mark.parametrize(("drain_s", "left"), [(0.0, 1), (0.3, 1), (30.0, 0)])
+def test_after_sigterm_requests_that_run_may_finish_for_so_long(
+    tmp_path: Path, drain_s: float, left: int
+) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok", drain_s=drain_s)
+    ordered.door.running = 1
+    stopped_with: list[int] = []
+
+    def act() -> None:
+        if not left:
+            threading.Timer(0.5, lambda: setattr(ordered.door, "running", 0)).start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await_state(ordered, "stopped")
+        stopped_with.append(ordered.door.running)
+
+    with pytest.raises(StopRequested):
+        ordered.run(act)
+    assert stopped_with == [left]
+    assert ordered.door.draining == bool(drain_s)
+
+
+def test_a_second_signal_cuts_the_requests_short(tmp_path: Path) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok", drain_s=600.0)
+    ordered.door.running = 1
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not ordered.door.draining:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        await_state(ordered, "stopped")
+
+    with pytest.raises(StopRequested):
+        ordered.run(act)
+    assert "draining" in ordered.kinds
+
+
 def test_a_stage_that_never_comes_back_ends_the_pipeline_by_name(tmp_path: Path) -> None:
     ordered = Ordered(tmp_path / "logs", "ok", "worse", max_restarts=2)
     with pytest.raises(
@@ -274,6 +315,21 @@ def test_who_asks_when_the_pipeline_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(LaunchError):
         ordered.run(act)
     assert len(told) == 1 and "stage 1 was killed by SIGKILL" in told[0]
+
+
+def test_a_refused_peer_is_an_event_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok")
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "logs" / "events.jsonl"))
+
+    def act() -> None:
+        emit(1, "refused", peer="10.0.0.9", why="wrong key")
+        while "refused" not in ordered.kinds:
+            time.sleep(0.01)
+
+    ordered.run(act)
+    event = next(event for event in ordered.events if event.kind == "refused")
+    assert (event.stage, event.text) == (1, "stage 1 refused a peer at 10.0.0.9: wrong key")
+    assert ordered.launcher.states[1].phase != "refused" and not ordered.launcher.states[1].reason
 
 
 @pytest.mark.parametrize(

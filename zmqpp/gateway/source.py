@@ -14,6 +14,13 @@ __all__ = ["Source", "merged", "unready"]
 _EVENTS = 100
 _SAME_S = 10.0
 """The launcher looks at stage 0's health after the engine has said that it is ready."""
+_SAME = {
+    "lost": ("lost", "restarting"),
+    "refused": ("refused",),
+    "recovered": ("recovered", "restarted"),
+    "ready": ("ready", "recovered", "restarted"),
+}
+"""The engine's kind of an event, and the launcher's."""
 
 
 class Source(Protocol):
@@ -95,10 +102,9 @@ def _joined(ours: Iterable[Event], theirs: Iterable[Event]) -> list[Event]:
 
 
 def _is_same(ours: Event, theirs: Event) -> bool:
-    """To the engine a launcher's "restarted" is a recovery, and the stage that it replaces is lost."""
+    """To the engine a stage that is replaced as asked for is lost, and recovered; a new engine knows of none before."""
     if abs(ours.at - theirs.at) > _SAME_S:
         return False
-    if theirs.kind in ("lost", "refused"):
-        kinds = {theirs.kind, "restarting"} if theirs.kind == "lost" else {theirs.kind}
-        return ours.kind in kinds and ours.stage == theirs.stage
-    return theirs.kind in ("ready", "recovered") and ours.kind in ("ready", "recovered", "restarted")
+    if theirs.kind in ("lost", "refused") and ours.stage != theirs.stage:
+        return False
+    return ours.kind in _SAME.get(theirs.kind, ())
