@@ -53,10 +53,12 @@ class Served:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def answers(self, cases: Mapping[str, Mapping[str, Any]], at_once: int = 1) -> dict[str, Any]:
+    def answers(
+        self, cases: Mapping[str, Mapping[str, Any]], at_once: int = 1, timeout_s: float = 120.0
+    ) -> dict[str, Any]:
         """What each case is answered, `at_once` of them in flight."""
         with ThreadPoolExecutor(at_once) as pool:
-            results = pool.map(lambda body: essence(self.complete(body)), cases.values())
+            results = pool.map(lambda body: essence(self.complete(body, timeout_s)), cases.values())
             return dict(zip(cases, results, strict=True))
 
 

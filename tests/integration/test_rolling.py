@@ -54,7 +54,7 @@ class Asking:
     def _ask(self, pipeline: Entry) -> None:
         try:
             while not self._enough.is_set():
-                self.rounds.append(pipeline.served.answers(CASES, at_once=16))
+                self.rounds.append(pipeline.served.answers(CASES, at_once=16, timeout_s=DONE_S))
         except Exception as error:
             self.errors.append(error)
 

@@ -96,8 +96,14 @@ class Ordered:
                 raise failed[0]
         return self.supervisor.status()
 
+    def act_at_once(self) -> None:
+        """Not only when it is ready."""
+        self._ready.set()
+
     def _act(self, act: Callable[[], object], failed: list[BaseException]) -> None:
         assert self._ready.wait(30)
+        while not (self.folder / SOCKET_NAME).exists():
+            time.sleep(0.01)
         try:
             act()
         except BaseException as error:
@@ -330,6 +336,26 @@ def test_a_refused_peer_is_an_event_of_its_stage(tmp_path: Path, monkeypatch: py
     event = next(event for event in ordered.events if event.kind == "refused")
     assert (event.stage, event.text) == (1, "stage 1 refused a peer at 10.0.0.9: wrong key")
     assert ordered.launcher.states[1].phase != "refused" and not ordered.launcher.states[1].reason
+
+
+def test_an_order_to_a_pipeline_that_still_starts_waits_and_says_so(tmp_path: Path) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok")
+    ordered.act_at_once()
+    ordered.run(lambda: ordered.order(DRAIN))
+    assert ordered.lines[:2] == [
+        "waiting for the pipeline: it is starting",
+        "no request is left; new ones are refused until `zmqpp drain --resume`",
+    ]
+
+
+def test_where_no_socket_can_be_made_the_pipeline_serves_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / SOCKET_NAME).mkdir()
+    with OrderServer(tmp_path, Orders(), Door()):
+        pass
+    said = capsys.readouterr().err
+    assert "cannot be made" in said and "zmqpp restart and drain" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

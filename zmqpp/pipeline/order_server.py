@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from zmqpp.errors import ConfigError, LaunchError
+from zmqpp.errors import ConfigError
 from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart, Resume
 
 __all__ = ["SOCKET_NAME", "OrderServer", "folder_path", "peer_user"]
@@ -53,8 +54,11 @@ class OrderServer:
                 listener.bind(str(path))
                 listener.listen()
         except OSError as error:
+            # Some file systems have no sockets; the pipeline serves all the same.
             listener.close()
-            raise LaunchError(f"{self._folder / SOCKET_NAME} cannot be made: {error.strerror}") from error
+            where = f"{self._folder / SOCKET_NAME} cannot be made: {error.strerror or error}"
+            print(f"zmqpp: warning: {where}; zmqpp restart and drain will find no pipeline", file=sys.stderr)
+            return self
         listener.settimeout(_POLL_S)
         self._listener = listener
         self._thread = threading.Thread(

@@ -103,6 +103,8 @@ class Orders:
         self._current: Order | None = None
         self._fresh = False
         self._closed = ""
+        self.state = "starting"
+        """Of the pipeline: while it starts, orders wait."""
 
     def submit(self, order: Order) -> None:
         """Raises ConfigError while another one is under way, or when none is taken any more."""
@@ -113,6 +115,8 @@ class Orders:
                 raise ConfigError(f"another {_name(self._current)} is under way: try again when it is done")
             self._current = order
             self._fresh = True
+            if self.state in ("starting", "restarting"):
+                order.say(f"waiting for the pipeline: it is {self.state}")
 
     def take(self) -> Order | None:
         """A new one, once."""

@@ -259,6 +259,7 @@ class Supervisor:
 
     def _enter(self, state: str, reason: str) -> None:
         self._state, self._since, self._reason = state, time.time(), reason
+        self._orders.state = state
 
     def note(self, kind: str, text: str, stage: int | None = None) -> None:
         event = Event(time.time(), kind, text, stage)
