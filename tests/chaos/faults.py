@@ -116,9 +116,11 @@ class Faults:
         over = time.time()
         if not self._noticed(recoveries, pids):
             return Outcome(name, None, None)
-        _until(self._is_well, name)
+        first_died = self.launcher.pids()[0] != pids[0]
+        must_recover = self.launcher.pids() != pids and not first_died
+        _until(lambda: self._is_well() and not (must_recover and self._recoveries() == recoveries), name)
         now = self._recovered_at()
-        if self.launcher.pids()[0] != pids[0]:
+        if first_died or self.launcher.pids()[0] != pids[0]:
             return Outcome(name, None, None)  # It began anew: nothing was recovered.
         lasting = name.startswith(("SIGSTOP", "partition"))
         up = self._came_up([i for i, pid in enumerate(self.launcher.pids()) if pid != pids[i]], began)
