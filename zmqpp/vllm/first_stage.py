@@ -136,7 +136,7 @@ def run_first_stage(
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
-    show_warnings()
+    show_warnings(0)
     try:
         link = Link(
             bind=str(options.bind),

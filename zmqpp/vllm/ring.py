@@ -6,6 +6,7 @@ that a stage lost in an idle moment is noticed too. `_reading` says who reads.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from zmqpp import control
 from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
@@ -125,7 +127,9 @@ class EngineRing:
         self._send(control.Refused(stages, reason), route=Route.NOTICE)
 
     def stop(self) -> None:
-        """Tell every stage to leave."""
+        """Tell every stage to leave; on trial they stay, and wait for another stage 0."""
+        if self._on_trial:
+            return
         try:
             self.link.send_control(control.encode(control.Stop()), route=Route.REQUEST, timeout_s=1.0)
         except ZmqppError:
@@ -272,12 +276,18 @@ class EngineRing:
         self._calls.clear()
         try:
             decided = control.Failed(notice.stage, notice.reason, notice.traceback, decided=True)
-            self.link.send_control(control.encode(decided), route=Route.NOTICE, timeout_s=0.5)
+            if not self._on_trial:
+                self.link.send_control(control.encode(decided), route=Route.NOTICE, timeout_s=0.5)
         except ZmqppError:
             pass  # Stage 0 is among the dead; the others see their links break.
         if self.on_failure is not None:
             self.on_failure(error)
         return error
+
+    @property
+    def _on_trial(self) -> bool:
+        """This stage 0 replaces another one and was not ready yet: the stages do without it should it fail."""
+        return self.recover is None and bool(os.environ.get(TRIAL_VARIABLE))
 
     def _watch(self) -> None:
         while not self._closing.wait(_POLL_S) and self.failure is None:

@@ -18,14 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import control
-from zmqpp.errors import (
-    ConfigError,
-    LaunchError,
-    PeerLostError,
-    ProtocolError,
-    RemoteError,
-    ZmqppError,
-)
+from zmqpp.errors import ConfigError, LaunchError, PeerLostError, ProtocolError, RemoteError, ZmqppError
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
@@ -51,7 +44,6 @@ RESTORE = "zmqpp.restore"
 """Rpc method: the requests that go on after a loss; all others are forgotten."""
 START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
 """Rpc methods: keep spans from now on; give them."""
-
 
 _ENGINE_FIRST_S = 5.0
 """The engine gives up first, and says why to all it still reaches."""
@@ -271,6 +263,7 @@ class Stage:
     def _get_ready(self) -> None:
         """From here on steps come, and are counted."""
         self._ready = self._was_ready = self.place.in_use = True
+        self.place.on_trial = False
         lane = self.place.next_lane()
         self._reporter = Reporter(self.place, self._built())
         self.log(f"stage {self.index}: ready{lane and f', {lane}'}")

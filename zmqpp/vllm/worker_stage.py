@@ -44,7 +44,7 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     index = options.stage_idx
     set_process_title(f"zmqpp_stage_{index}")
     log = init_logger("vllm.zmqpp.stage").info
-    show_warnings()
+    show_warnings(index)
     link = Link(
         bind=str(options.bind),
         connect=str(options.connect),
