@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -28,7 +29,7 @@ class Outcome:
 
     fault: str
     recovery_s: float | None
-    """From the fault (for one that lasts: its end) until /health is well again; None if nobody noticed it."""
+    """From the fault (for one that lasts: its end) until the engine went on; None if nobody noticed it."""
     beyond_start_s: float | None
     """The part of it after the last replaced process had come up and waited for its settings."""
 
@@ -115,13 +116,16 @@ class Faults:
         over = time.time()
         if not self._noticed(recoveries, pids):
             return Outcome(name, None, None)
-        _until(self._is_well, name)
-        now = time.time()
-        if self.launcher.pids()[0] != pids[0]:
+        first_died = self.launcher.pids()[0] != pids[0]
+        must_recover = self.launcher.pids() != pids and not first_died
+        _until(lambda: self._is_well() and not (must_recover and self._recoveries() == recoveries), name)
+        now = self._recovered_at()
+        if first_died or self.launcher.pids()[0] != pids[0]:
             return Outcome(name, None, None)  # It began anew: nothing was recovered.
         lasting = name.startswith(("SIGSTOP", "partition"))
         up = self._came_up([i for i, pid in enumerate(self.launcher.pids()) if pid != pids[i]], began)
-        return Outcome(name, now - (over if lasting else began), None if up is None else now - up)
+        since_start = None if up is None else now - up
+        return Outcome(name, max(0.0, now - (over if lasting else began)), since_start)
 
     def _noticed(self, recoveries: int, pids: list[int]) -> bool:
         deadline = time.monotonic() + _NOTICED_S
@@ -147,11 +151,21 @@ class Faults:
 
     def _recoveries(self) -> int:
         """How often the engine has recovered since it started."""
+        return int(self._status().get("recoveries", -1))
+
+    def _recovered_at(self) -> float:
+        """When the engine had everyone again, as it says; unix seconds."""
+        times = [event["at"] for event in self._status().get("events", ()) if event["kind"] == "recovered"]
+        return max(times, default=time.time())
+
+    def _status(self) -> dict[str, Any]:
         try:
-            status = httpx.get(f"{self.launcher.plan.api.url}/pipeline/status", timeout=5).json()
-            return int(status["recoveries"])
-        except (httpx.HTTPError, ValueError, KeyError):
-            return -1
+            status: dict[str, Any] = httpx.get(
+                f"{self.launcher.plan.api.url}/pipeline/status", timeout=5
+            ).json()
+            return status
+        except (httpx.HTTPError, ValueError):
+            return {}
 
 
 def _until(holds: Callable[[], bool], what: str) -> None:

@@ -6,12 +6,14 @@ The tests of this file run in order on one `zmqpp serve`; the last one ends it.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,7 +30,7 @@ DONE_S = 240.0
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry(tmp_path_factory.mktemp("rolling"), [str(docs_llama())], 2) as running:
+    with entry(tmp_path_factory.mktemp("rolling"), [str(docs_llama()), "--max-restarts", "1"], 2) as running:
         running.await_state("ready")
         yield running
 
@@ -121,6 +123,8 @@ def test_drained_it_finishes_what_runs_refuses_the_rest_and_comes_back(pipeline:
         assert refused.status_code == 503 and refused.headers["retry-after"]
         assert "drained" in refused.json()["error"]["message"]
         assert "zmqpp_pipeline_draining 1.0" in httpx.get(f"{pipeline.url}/metrics", timeout=10).text
+        late = ordered(pipeline, "drain", "--timeout", "0")
+        assert late.returncode == 2 and "another drain is under way" in late.stderr
         last = [line for line in pieces if line.startswith("data: ")][-2:]
     assert last[1] == "data: [DONE]" and json.loads(last[0][6:])["choices"][0]["finish_reason"] == "length"
     draining.join(60)
@@ -130,20 +134,21 @@ def test_drained_it_finishes_what_runs_refuses_the_rest_and_comes_back(pipeline:
     assert httpx.get(f"{pipeline.url}/health", timeout=10).status_code == 200
 
 
-def test_drain_with_stop_ends_it_in_good_order(pipeline: Entry) -> None:
-    with httpx.stream("POST", f"{pipeline.url}/v1/completions", json=LONG, timeout=120) as response:
-        pieces = response.iter_lines()
-        next(pieces)
-        late = ordered(pipeline, "drain", "--timeout", "0.1")
-        if late.returncode:  # unless it was done so soon
-            assert late.returncode == 1 and "1 requests still run after 0.1 s" in late.stderr
-        stopping = threading.Thread(target=lambda: stopped.append(ordered(pipeline, "drain", "--stop")))
-        stopped: list[subprocess.CompletedProcess[str]] = []
-        stopping.start()
-        assert [line for line in pieces if line][-1] == "data: [DONE]"
-    stopping.join(60)
-    assert stopped[0].returncode == 0 and "the pipeline ends" in stopped[0].stdout
-    assert pipeline.process.wait(60) == 0
-    assert not Path(pipeline.log_dir, "orders.sock").exists()
-    after = ordered(pipeline, "drain")
-    assert after.returncode == 2 and "no pipeline runs with its logs in" in after.stderr
+def test_a_stage_that_cannot_come_back_ends_the_pipeline_by_name_and_nobody_waits_for_ever(
+    pipeline: Entry,
+) -> None:
+    stage = pipeline.status()["stages"][1]
+    host, _, port = stage["bound"].removeprefix("tcp://").rpartition(":")
+    os.kill(stage["pid"], signal.SIGKILL)
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind((host, int(port)))
+        squatter.listen()
+        answer = httpx.post(f"{pipeline.url}/v1/completions", json={**LONG, "stream": False}, timeout=DONE_S)
+        assert answer.status_code == 503
+        said = answer.json()["error"]["message"]
+        assert pipeline.process.wait(DONE_S) == 1
+    last = pipeline.output.read_text().strip().splitlines()[-1]
+    assert last.startswith("zmqpp: stage 1 ") and last.endswith("given up after 1 restarts in a row")
+    assert f"port {port}" in last or f":{port}" in last
+    assert "stage 1" in said and "given up" in said
