@@ -17,6 +17,7 @@ examples:
   zmqpp drain --resume              take requests again
 
 New requests get 503 with Retry-After, and /health says 503 "draining", so that balancers send them elsewhere.
+Ctrl-C ends this command alone: the pipeline stays drained until --resume.
 exit codes: 0 none is left, 1 some still ran after --timeout, 2 a mistake, or no pipeline there.
 """
 
