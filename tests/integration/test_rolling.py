@@ -55,7 +55,7 @@ class Asking:
 
     def _ask(self, pipeline: Entry) -> None:
         try:
-            while not self._enough.is_set():
+            while not self._enough.wait(0.5):
                 self.rounds.append(pipeline.served.answers(CASES, at_once=16, timeout_s=DONE_S))
         except Exception as error:
             self.errors.append(error)
@@ -69,7 +69,7 @@ class Asking:
 @contextmanager
 def under_load(pipeline: Entry, expected: dict[str, Any]) -> Iterator[None]:
     asking = Asking(pipeline)
-    time.sleep(0.5)
+    time.sleep(1.0)
     try:
         yield
     finally:
