@@ -235,7 +235,7 @@ void Receiver::retry_if_stalled() {
 
 // The sender beats when idle, so silence means a hung process, a dead host or a cut network.
 void Receiver::restart_silence() {
-  const double patience_s = options_.peer_timeout_s;
+  const double patience_s = options_.bear_silence ? 0 : options_.peer_timeout_s;
   silence_ = patience_s > 0 ? Deadline::after(std::max(patience_s / 2, patience_s - kGrace_s)) : Deadline::never();
   warned_ = false;
 }

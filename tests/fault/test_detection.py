@@ -83,3 +83,19 @@ def compute(seconds: float) -> None:
     until_s = time.monotonic() + seconds
     while time.monotonic() < until_s:
         sum(range(10_000))
+
+
+def test_a_place_whose_silence_is_borne_is_missed_only_when_it_ends(lane: Lane) -> None:
+    config = lane.config(heartbeat_s=0.2, peer_timeout_s=PEER_TIMEOUT_S)
+    with Peer() as peer:
+        where = peer.open(bind=lane.address(), config=config)
+        with Link(bind=None, connect=where, config=config, bear_silence=True) as behind:
+            behind.wait_peers(10)
+            peer.stop()
+            time.sleep(2 * PEER_TIMEOUT_S)
+            assert behind.previous_error() is None
+            peer.go_on()
+            peer.do("send_control", b"still here")
+            assert behind.recv_control(SOON_S).body == b"still here"
+            peer.kill()
+            until(lambda: behind.previous_error() is not None, SOON_S)

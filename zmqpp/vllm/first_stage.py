@@ -146,6 +146,7 @@ def run_first_stage(
             next="stage 1",
             relay=Relay.FORWARD,
             config=options.transport_config(),
+            bear_silence=True,  # an engine that stands still a while; when it dies, this process dies with it
         )
         layers = own_range(options, vllm_config.model_config)
         log = init_logger("vllm.zmqpp.stage").info
