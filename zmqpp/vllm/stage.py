@@ -26,6 +26,7 @@ from zmqpp.errors import (
     PeerLostError,
     ProtocolError,
     RemoteError,
+    StageError,
     ZmqppError,
 )
 from zmqpp.layers import LayerRange
@@ -131,7 +132,10 @@ class Stage:
             raise
         except Exception as error:
             self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
-            raise
+            if isinstance(error, ZmqppError):
+                raise
+            traceback.print_exc()
+            raise StageError(f"stage {self.index} failed: {describe(error)}") from None
         finally:
             self.place.leave(self._reporter.recorder.steps if self._reporter else 0)
 

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from vllm.lora.request import LoRARequest
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
+from zmqpp.vllm.wire_types import wrong_field
 
 __all__ = ["StepLimits", "check_grammar", "check_restored", "check_step"]
 
@@ -113,6 +117,33 @@ def _check_requests(requests: Any, limits: StepLimits) -> None:
         _require(
             type(request.sampling_params) in (SamplingParams, type(None)), "sampling parameters of", request
         )
+
+
+def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
+    sampling, pooling, lora = request.sampling_params, request.pooling_params, request.lora_request
+    for given, kind in ((sampling, SamplingParams), (pooling, PoolingParams), (lora, LoRARequest)):
+        _require(given is None or type(given) is kind, f"a {kind.__name__}", given)
+    embeds = request.prompt_embeds
+    _require(embeds is None or isinstance(embeds, torch.Tensor), "prompt embeddings", embeds)
+    _require(embeds is not None or request.prompt_token_ids is not None, "a prompt of", request.req_id)
+    _require(type(request.mm_features) is list, "features", request.mm_features)
+    if sampling is None:
+        return
+    _require((wrong := wrong_field(sampling)) is None, "a sampling parameter:", wrong)
+    for count in (sampling.logprobs, sampling.prompt_logprobs):
+        _require(count is None or -1 <= count <= limits.vocabulary, "logprobs", count)
+    seed = sampling.seed
+    _require(seed is None or -(1 << 63) <= seed < 1 << 64, "a seed", seed)
+    _require(
+        sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1,
+        "chances",
+        sampling,
+    )
+    _require(-1 <= sampling.top_k < 1 << 31 and sampling.repetition_penalty > 0, "penalties", sampling.top_k)
+    _require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)
+    tokens = [*(sampling.logit_bias or ()), *(sampling.allowed_token_ids or ()), *sampling.all_stop_token_ids]
+    tokens += [token for word in sampling.bad_words_token_ids or () for token in word]
+    _check_numbers(tokens, limits.vocabulary, "tokens of sampling parameters")
 
 
 def _check_cached(cached: CachedRequestData, known: Container[str], gone: Any, limits: StepLimits) -> None:
