@@ -10,8 +10,9 @@ says which, so that forwarding needs no Python (see transport.Relay).
     engine --exec---> 0 --> 1 --> .. --> N-1          only the last stage answers, with `StepReply`
     engine --sample-> 0 --> 1 --> .. --> N-1          sent only when a step needs a grammar mask
     any stage --report--> engine                      what it counted, now and then
+    engine --refused-> 0 --> 1 --> .. --> N-1         those it names leave
     any stage --lost----> engine                      the place before it is gone
-    any stage --failed--> everyone downstream --> engine --> everyone upstream
+    any stage --failed--> everyone downstream --> engine --(decided)--> everyone
 """
 
 from __future__ import annotations
@@ -133,25 +134,41 @@ class Lost(Message, tag="lost"):
 
     stage: int
     reason: str
+    failed: bool = False
+    """It ended for a reason of its own, and so may the next one: the engine does not wait for ever more of them."""
 
 
 class Failed(Message, tag="failed"):
-    """Stage `stage` (PIPELINE: all of them together) cannot go on; whoever reads this stops and repeats why."""
+    """Stage `stage` (PIPELINE: all of them together) cannot go on.
+
+    Whoever has not served yet stops and repeats why. In a pipeline that has, the engine waits for another stage.
+    """
 
     stage: int
     reason: str
     traceback: str = ""
+    decided: bool = False
+    """The engine says so: it is over, whoever reads this stops."""
 
     def __str__(self) -> str:
         named = self.stage == PIPELINE or self.reason.startswith(f"stage {self.stage}")
         return self.reason if named else f"stage {self.stage} failed: {self.reason}"
 
 
+class Refused(Message, tag="refused"):
+    """These stages came back as something that the others cannot go on with: they leave, and others are awaited."""
+
+    stages: list[int]
+    reason: str
+
+
 class Stop(Message, tag="stop"):
     """The engine ends in good order; every stage closes and exits with 0."""
 
 
-AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Lost | Failed | Stop
+AnyMessage = (
+    Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Lost | Failed | Refused | Stop
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -19,6 +19,7 @@ constexpr std::uint64_t kCallerPause_ns = 1'000'000;  // a caller that reads by 
 constexpr long kCallerPoll_ms = 1;
 constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tries again by itself
 constexpr double kGrace_s = 0.5;
+constexpr int kConnect_ms = 2000;     // the kernel would ask a host that was cut off ever more rarely
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
 
 void configure(net::Socket& socket, const Options& options, int io_threads) {
@@ -33,6 +34,7 @@ void configure(net::Socket& socket, const Options& options, int io_threads) {
   socket.set_text(net::kZapDomain, net::kConnectDomain);
   net::use_keys_to_connect(socket, options.keys);
   if (options.connect.rfind("tcp://", 0) != 0) return;
+  socket.set(net::kConnectTimeout, kConnect_ms);
   socket.set(net::kIpv6, 1);  // names may resolve to either family; IPv4 keeps working
   socket.set(net::kTcpKeepalive, 1);
   socket.set(net::kTcpKeepaliveIdle, 5);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/duration.h"
 #include "base/random.h"
 #include "engine/frame.h"
 #include "net/socket_path.h"
@@ -13,6 +14,8 @@ namespace zmqpp::engine {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;  // then look at the peer again
+constexpr int kLooks = 8;             // at whether the peer's host answers, in the time after which it is given up
+constexpr double kLook_s = 0.5;       // at most as often
 constexpr int kSendHwm = 256;         // of small messages; large ones are bounded by the budget and the pool
 
 void release_chunk(void* bytes, void* hint) {
@@ -67,6 +70,19 @@ void Stream::watch_peer() {
                 "a second receiver connected to " + bound_ + ", which would split the stream; give each link its own " +
                     (is_local(bound_) ? "path" : "port"));
   }
+  check_silence();
+}
+
+// Twice in a row: a probe that is on its way has not been answered either.
+void Stream::check_silence() {
+  if (options_.peer_timeout_s <= 0 || is_local(bound_) || !watch_.connected()) return;
+  if (!next_look_.is_never() && !next_look_.expired()) return;
+  next_look_ = Deadline::after(std::max(kLook_s, options_.peer_timeout_s / kLooks));
+  const bool before = std::exchange(unanswered_, watch_.is_unanswered(options_.peer_timeout_s));
+  if (!before || !unanswered_) return;
+  throw Error(Code::kPeerLost, "send",
+              options_.next + " (receiver on " + bound_ + ") is cut off: its host has acknowledged nothing for " +
+                  seconds_text(options_.peer_timeout_s));
 }
 
 // ---- sending ----------------------------------------------------------------------------------------------------
@@ -268,6 +284,7 @@ Deadline Stream::wait_until(Progress progress) const {
   if (current_) until = until.sooner(current_->item.deadline);
   if (pending_ && pending_->item) until = until.sooner(pending_->item->deadline);
   if (progress == Progress::kIdle && watch_.connected()) until = until.sooner(next_beat_);
+  if (watch_.connected()) until = until.sooner(next_look_);
   if (const auto grant = gate_.grant()) until = until.sooner(grant->until);
   return until;
 }

@@ -79,6 +79,7 @@ class Stream {
   };
 
   Progress build_next(const NextItem& next);  // kMore: pending_ is filled
+  void check_silence();
   void build_hello();
   void build_item(Outgoing item);
   bool build_chunk();
@@ -109,6 +110,8 @@ class Stream {
   bool hello_sent_ = false;
   bool bye_sent_ = false;
   Deadline next_beat_ = Deadline::never();
+  Deadline next_look_ = Deadline::never();  // at whether the peer's host answers
+  bool unanswered_ = false;                 // at the look before
   std::uint64_t starved_ns_ = 0;  // since when no chunk was free; 0: there are
 };
 

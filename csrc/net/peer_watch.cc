@@ -10,6 +10,8 @@
 #include <cstring>
 #include <utility>
 
+#include "net/connection.h"
+
 namespace zmqpp::net {
 namespace {
 
@@ -156,7 +158,7 @@ void PeerWatch::on_handshake() {
     return;
   }
   connected_ = true;
-  for (const auto& [fd, name] : open_) candidates_.insert(fd);
+  for (const auto& [fd, name] : open_) candidates_.emplace(fd, connection_name(fd));
   if (gate_ != nullptr) gate_->take();
 }
 
@@ -183,10 +185,17 @@ void PeerWatch::on_disconnected(int fd) {
   }
 }
 
+bool PeerWatch::is_unanswered(double for_s) const {
+  return !candidates_.empty() && std::all_of(candidates_.begin(), candidates_.end(), [&](const auto& candidate) {
+    return net::is_unanswered(candidate.first, candidate.second, for_s);
+  });
+}
+
 // Both ends of a connection that stays on this host have the same address, or no address at all. The descriptor is
 // libzmq's and may be closed at any moment: then the answer is of no use to anybody either.
 bool PeerWatch::peer_is_local() const {
-  return std::any_of(candidates_.begin(), candidates_.end(), [](int fd) {
+  return std::any_of(candidates_.begin(), candidates_.end(), [](const auto& candidate) {
+    const int fd = candidate.first;
     sockaddr_storage here{}, there{};
     socklen_t here_size = sizeof here, there_size = sizeof there;
     if (::getsockname(fd, reinterpret_cast<sockaddr*>(&here), &here_size) != 0) return false;

@@ -13,7 +13,6 @@
 
 #include <map>
 #include <optional>
-#include <set>
 #include <string>
 
 #include "net/gate.h"
@@ -36,6 +35,7 @@ class PeerWatch {
   bool lost() const { return lost_; }          // was connected, and no longer is; stays so
   bool crowded() const { return crowded_; }    // a second peer completed a handshake
   bool stalled() const { return stalled_; }    // a connecting socket was refused, and libzmq does not try again
+  bool is_unanswered(double for_s) const;      // the peer's host is gone or cut off, see net/connection
   bool peer_is_local() const;                  // by its address; false as well when that cannot be told
   std::string last_refusal() const;  // why the latest attempt failed, or empty
   const std::string& key_trouble() const { return key_trouble_; }    // what is wrong with whom we connect to, or empty
@@ -57,7 +57,7 @@ class PeerWatch {
   const bool has_keys_;
   Socket pair_;
   std::map<int, std::string> open_;  // accepted or connected descriptors whose outcome is not known to be a failure
-  std::set<int> candidates_;  // those of them that may be the peer's
+  std::map<int, std::string> candidates_;  // those of them that may be the peer's, with their connection_name
   bool handshake_failed_ = false;  // the next disconnect belongs to that failure
   bool suspect_ = false;      // a candidate left, and it may or may not have been the peer
   bool connected_ = false;

@@ -86,6 +86,7 @@ enum Option : int {
   kCurveServerKey = 50,
   kZapDomain = 55,
   kHandshakeIvl = 66,
+  kConnectTimeout = 79,
 };
 
 inline constexpr int kCtxIoThreads = 1;

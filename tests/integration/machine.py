@@ -67,16 +67,16 @@ class Machine:
 @contextmanager
 def two_machines() -> Iterator[tuple[Machine, Machine]]:
     """10.77.0.1 and 10.77.0.2; skips the test where they cannot be made."""
-    _check_possible()
+    check_possible()
     with ExitStack() as holders:
-        first = holders.enter_context(_machine("zmqpp-a", "10.77.0.1"))
-        second = holders.enter_context(_machine("zmqpp-b", "10.77.0.2"))
+        first = holders.enter_context(one_machine("zmqpp-a", "10.77.0.1"))
+        second = holders.enter_context(one_machine("zmqpp-b", "10.77.0.2"))
         cable = ["ip", "link", "add", "veth0", "netns", str(first.pid), "type", "veth"]
-        _run(*cable, "peer", "name", "veth0", "netns", str(second.pid))
+        run(*cable, "peer", "name", "veth0", "netns", str(second.pid))
         for machine in (first, second):
             enter = ["nsenter", "-t", str(machine.pid), "-n", "ip"]
-            _run(*enter, "address", "add", f"{machine.address}/24", "dev", "veth0")
-            _run(*enter, "link", "set", "veth0", "up")
+            run(*enter, "address", "add", f"{machine.address}/24", "dev", "veth0")
+            run(*enter, "link", "set", "veth0", "up")
         yield first, second
 
 
@@ -98,7 +98,7 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _check_possible() -> None:
+def check_possible() -> None:
     for tool in ("ip", "nsenter", "unshare"):
         if shutil.which(tool) is None:
             pytest.skip(f"two machines need the command {tool}")
@@ -109,7 +109,7 @@ def _check_possible() -> None:
 
 
 @contextmanager
-def _machine(name: str, address: str) -> Iterator[Machine]:
+def one_machine(name: str, address: str) -> Iterator[Machine]:
     holder = subprocess.Popen(
         [
             "unshare",
@@ -141,6 +141,8 @@ def _machine(name: str, address: str) -> Iterator[Machine]:
             holder.stdout.close()
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> str:
+    """What it prints; it must succeed."""
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout

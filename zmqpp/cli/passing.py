@@ -15,7 +15,7 @@ from zmqpp.errors import ConfigError
 __all__ = ["check_flags", "check_keys", "parse", "take_positional", "without_ours"]
 
 _OURS = ("--pipeline-", "--external-pp-worker")
-_KEYS, _REQUIRE = "--pipeline-curve-dir", "--pipeline-require-auth"
+_KEYS, _REQUIRE, _PATIENCE = "--pipeline-curve-dir", "--pipeline-require-auth", "--pipeline-peer-timeout"
 """Ours too, but the same on every stage, and the user's to say."""
 
 
@@ -52,7 +52,7 @@ def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ..
     flags = [_dashed(word) for word in flags]
     for word in flags:
         name = word.partition("=")[0]
-        if name.startswith(_OURS) and name not in (_KEYS, _REQUIRE):
+        if name.startswith(_OURS) and name not in (_KEYS, _REQUIRE, _PATIENCE):
             raise ConfigError(f"{name} follows from the plan: leave it out")
         if name in taken:
             raise ConfigError(f"{name} follows from the plan: {taken[name]}")
@@ -84,9 +84,9 @@ def without_ours(flags: Sequence[str]) -> tuple[str, ...]:
     value_follows = False
     for word in flags:
         name, equals, _ = word.partition("=")
-        if not value_follows and name not in (_KEYS, _REQUIRE):
+        if not value_follows and name not in (_KEYS, _REQUIRE, _PATIENCE):
             kept.append(word)
-        value_follows = not value_follows and name == _KEYS and not equals
+        value_follows = not value_follows and name in (_KEYS, _PATIENCE) and not equals
     return tuple(kept)
 
 

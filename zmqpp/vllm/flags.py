@@ -69,6 +69,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Without keys bind nothing but loopback addresses.",
     )
     add(
+        "--pipeline-peer-timeout",
+        dest="pipeline_peer_timeout_s",
+        type=float,
+        metavar="S",
+        help="A neighbour that hangs or is cut off is given up after so many seconds of silence; the same on every "
+        "stage. Default: ZMQPP_PEER_TIMEOUT_S, else 5. One whose process dies is missed at once.",
+    )
+    add(
         "--pipeline-next-stage-addr",
         metavar="IP:PORT",
         help="Deprecated alias of --pipeline-prev-stage-service-addr.",

@@ -15,6 +15,8 @@ from zmqpp.layers import LayerRange
 
 CONFIG_KEY = "zmqpp"
 """Key of vLLM's `additional_config` under which the options travel."""
+_BEATS = 5
+"""Signs of life, at least, in the time after which a stage without them is given up."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class StageOptions:
     """Folder of the pipeline's keys, the same keys on every stage; None: what ZMQPP_CURVE_DIR says."""
     require_auth: bool | None = None
     """Bind nothing but loopback addresses without keys; None: what ZMQPP_REQUIRE_AUTH says."""
+    peer_timeout_s: float | None = None
+    """Silence after which a neighbour is given up; None: what ZMQPP_PEER_TIMEOUT_S says, or 5."""
 
     def __post_init__(self) -> None:
         self._check_place()
@@ -50,6 +54,7 @@ class StageOptions:
             raise ConfigError(
                 f"--pipeline-curve-dir {self.curve_dir!r}: give the folder that `zmqpp keygen` made"
             )
+        self._check_peer_timeout()
 
     def _check_place(self) -> None:
         if self.total_stages < 2:
@@ -62,6 +67,13 @@ class StageOptions:
                 f"--pipeline-stage-idx {self.stage_idx} is out of range: "
                 f"with {self.total_stages} stages it is 0 to {self.total_stages - 1}"
             )
+
+    def _check_peer_timeout(self) -> None:
+        given = self.peer_timeout_s
+        if given is None:
+            return
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0.1 <= given <= 3600:
+            raise ConfigError(f"--pipeline-peer-timeout {given!r}: give a number of seconds, 0.1 to 3600")
 
     def _check_addresses(self) -> None:
         _read_address(bind_endpoint, self.local_bind_port, "--pipeline-local-bind-port")
@@ -117,6 +129,9 @@ class StageOptions:
             config = dataclasses.replace(config, curve_dir=self.curve_dir)
         if self.require_auth is not None:
             config = dataclasses.replace(config, require_auth=self.require_auth)
+        if self.peer_timeout_s is not None:
+            beat_s = min(config.heartbeat_s, self.peer_timeout_s / _BEATS)
+            config = dataclasses.replace(config, peer_timeout_s=self.peer_timeout_s, heartbeat_s=beat_s)
         return config
 
     def additional_config(self) -> dict[str, Any]:
@@ -206,7 +221,8 @@ def read_flags(args: argparse.Namespace, warn: Any) -> StageOptions | None:
 
 
 def _refuse_strays(given: dict[str, Any], worker: bool) -> None:
-    strays = ["--" + name.replace("_", "-") for name in given] + (["--external-pp-worker"] if worker else [])
+    strays = ["--" + name.removesuffix("_s").replace("_", "-") for name in given]
+    strays += ["--external-pp-worker"] if worker else []
     if strays:
         raise ConfigError(
             f"{strays[0]} has no effect without --pipeline-stage-mode external; add that, or leave it out"

@@ -6,6 +6,7 @@ stage's end is noticed.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from zmqpp.errors import (
     StageError,
     ZmqppError,
 )
-from zmqpp.pipeline.events import emit
+from zmqpp.pipeline.events import TRIAL_VARIABLE, emit
 from zmqpp.transport import Link, Route
 from zmqpp.vllm.options import StageOptions
 
@@ -45,7 +46,11 @@ class Place:
         self.index = options.stage_idx
         self.link = link
         self.is_last = options.is_last
+        self.in_use = False
+        """Of a pipeline that has served: the engine alone decides whether it is over."""
         self._patience_s = patience_s
+        self.on_trial = bool(os.environ.get(TRIAL_VARIABLE))
+        """This stage replaces another one and was not ready yet: the others do without it should it fail."""
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
         self._lost = ""
@@ -207,7 +212,9 @@ class Place:
 
     def _that_counts(self, message: control.AnyMessage) -> control.AnyMessage | None:
         """What is not of the epoch that ended: all, if the engine has not begun with anything in this one."""
-        greets = isinstance(message, control.Hello | control.Failed | control.Stop)
+        if isinstance(message, control.Failed):
+            return message if message.decided or not self.in_use else None
+        greets = isinstance(message, control.Hello | control.Stop)
         return message if greets or self._just_greeted else None
 
     # ---- writing -----------------------------------------------------------------------------------------
@@ -219,8 +226,10 @@ class Place:
         self.link.send_control(control.encode(message), route=Route.REPLY, timeout_s=self._patience_s)
 
     def tell(self, failed: control.Failed) -> None:
-        """Tell everyone downstream, and through the engine everyone else."""
-        emit(failed.stage, "failed", reason=failed.reason)
+        """Tell everyone downstream, and through the engine everyone else; on trial, the launcher alone."""
+        emit(failed.stage, "lost" if self.in_use else "failed", reason=failed.reason)
+        if self.on_trial:
+            return
         try:
             self.link.send_control(
                 control.encode(failed), route=Route.NOTICE, timeout_s=_FAREWELL_S + _TELL_S
@@ -257,7 +266,12 @@ class Place:
 
 
 def tell_next(options: StageOptions, reason: str) -> None:
-    """Tell the next stage, and through it all others, why this one never came; waits a little for it to connect."""
+    """Tell the next stage, and through it all others, why this one never came; waits a little for it to connect.
+
+    On trial nobody is told: they wait for another one.
+    """
+    if os.environ.get(TRIAL_VARIABLE):
+        return
     after = "the engine" if options.is_last else f"stage {options.stage_idx + 1}"
     try:
         with Link(
