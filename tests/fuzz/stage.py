@@ -201,7 +201,7 @@ class Campaign:
             self.said["hello"] += 1
         except Broken:
             pass
-        time.sleep(0.5)
+        self.victim.await_end(1.0)
         self.session, self.next.greeted = f"session {self.rounds}", None
         self._greet_again(READY_S)
 
@@ -277,6 +277,17 @@ def _fields(message: object) -> dict[str, object]:
 
 
 _CLASSES = (
+    ("the head announces a body of", "a head with another size than its message"),
+    ("its head alone has", "a message shorter than a head"),
+    ("came where", "a gap or a repeat in the sequence"),
+    ("another session", "a message of another session"),
+    ("offset and total", "an offset where there is none"),
+    ("must start at offset", "an offset where there is none"),
+    ("unknown", "unknown flags, kind or route"),
+    ("a checksum without", "a checksum that was not announced, or a wrong one"),
+    ("wire version", "another wire version"),
+    ("the limit is", "a size beyond its limit"),
+    ("does not start with", "no head at all"),
     ("control message of", "control message cannot be read"),
     ("a step from stage 0 cannot run", "a step that cannot run"),
     ("payload", "payload that the codec refuses"),
