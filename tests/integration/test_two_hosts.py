@@ -157,7 +157,7 @@ def test_a_stage_moves_to_another_address_under_load_and_every_request_goes_on(
     stop(served.stages[1])
     served.hosts.write_text(f"127.0.0.1 localhost\n{MOVED_TO} {NAMED}\n")
     with (served.folder / "stage_1_moved.log").open("wb") as log:
-        served.stages[1] = served.machine.start(f"exec env {line}", log, _environment(served.folder))
+        served.stages[1] = served.machine.start(f"exec env {line}", log, environment_in(served.folder))
     asking.join(READY_S)
     assert answers == expected, (served.folder / "stage_1_moved.log").read_text()[-2000:]
 
