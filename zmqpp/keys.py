@@ -153,7 +153,6 @@ def _write(path: Path, text: str) -> None:
 
 def _new_pair() -> KeyPair:
     import zmq
-    from zmq.error import ZMQError
 
     if not zmq.has("curve"):
         raise ConfigError("the libzmq of this pyzmq has no CURVE: reinstall pyzmq from its wheel")
