@@ -51,7 +51,7 @@ def test_a_step_that_fits_and_one_that_says_only_what_ended_are_taken() -> None:
     empty = SchedulerOutput.make_empty()
     empty.finished_req_ids = {"old", "unknown"}
     check_step(empty, 0, {"old"}, LIMITS)
-    check_restored([request()], [[1, 2]], LIMITS)
+    check_restored([request(block_ids=())], [[1, 2]], LIMITS)
     check_grammar(GrammarOutput(["new"], np.zeros((1, 2), np.int32)), LIMITS)
 
 

@@ -75,6 +75,8 @@ def check_step(step: Any, tokens: int, known: Container[str], limits: StepLimits
     new, cached = step.scheduled_new_reqs, step.scheduled_cached_reqs
     _require(type(new) is list and type(cached) is CachedRequestData, "requests of", step)
     _check_requests(new, limits)
+    for request in new:
+        _check_blocks(request.block_ids, limits)
     _check_cached(cached, known, step.finished_req_ids, limits)
     ids = [request.req_id for request in new] + cached.req_ids
     _require(len(ids) == len(scheduled) and scheduled.keys() == set(ids), "scheduled requests", ids)
@@ -87,6 +89,8 @@ def check_step(step: Any, tokens: int, known: Container[str], limits: StepLimits
 def check_restored(requests: Any, outputs: Any, limits: StepLimits) -> None:
     """Refuse requests that cannot go on here with what they are said to have generated."""
     _check_requests(requests, limits)
+    for request in requests:
+        _require(request.block_ids == (), "blocks of a request that has none yet", request.block_ids)
     _require(type(outputs) is list and len(outputs) == len(requests) <= limits.requests, "outputs", outputs)
     for tokens in outputs:
         _check_numbers(tokens, limits.vocabulary, "an output")
@@ -112,11 +116,8 @@ def _check_requests(requests: Any, limits: StepLimits) -> None:
             _require(len(request.prompt_token_ids) <= limits.length, "a prompt of", request.req_id)
         if request.prefill_token_ids is not None:
             _check_numbers(request.prefill_token_ids, limits.vocabulary, "a prefill")
-        _check_blocks(request.block_ids, limits)
         _require(_is_number(request.num_computed_tokens, limits.length), "computed tokens of", request.req_id)
-        _require(
-            type(request.sampling_params) in (SamplingParams, type(None)), "sampling parameters of", request
-        )
+        _check_parameters(request, limits)
 
 
 def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
@@ -141,7 +142,8 @@ def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
     )
     _require(-1 <= sampling.top_k < 1 << 31 and sampling.repetition_penalty > 0, "penalties", sampling.top_k)
     _require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)
-    tokens = [*(sampling.logit_bias or ()), *(sampling.allowed_token_ids or ()), *sampling.all_stop_token_ids]
+    tokens = [*(sampling.logit_bias or ()), *(sampling.allowed_token_ids or ())]
+    tokens += sampling.all_stop_token_ids if sampling.min_tokens else ()
     tokens += [token for word in sampling.bad_words_token_ids or () for token in word]
     _check_numbers(tokens, limits.vocabulary, "tokens of sampling parameters")
 
