@@ -17,10 +17,11 @@ says which, so that forwarding needs no Python (see transport.Relay).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
 PROTOCOL_VERSION = 3
@@ -28,6 +29,12 @@ PROTOCOL_VERSION = 3
 
 PIPELINE = -1
 """In place of a stage's index: no stage alone is at fault."""
+
+
+_Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+"""As it fits into a message's head."""
+_Step = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""The tag of its activations."""
 
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
@@ -38,7 +45,7 @@ class Hello(Message, tag="hello"):
     """The engine's word on everything the stages must agree on; sent before any stage loads."""
 
     session: str
-    epoch: int
+    epoch: _Epoch
     """Frames of an older epoch are dropped by every stage."""
     protocol: int
     zmqpp_version: str
@@ -93,7 +100,7 @@ class RpcReply(Message, tag="rpc-reply"):
 class Exec(Message, tag="exec"):
     """Run one step's forward pass; `payload` is the codec's SchedulerOutput."""
 
-    step: int
+    step: _Step
     tokens: int
     """Scheduled tokens; without any there are no activations and no reply."""
     sample: bool
@@ -104,14 +111,14 @@ class Exec(Message, tag="exec"):
 class Sample(Message, tag="sample"):
     """Sample the step run before; `payload` is the codec's GrammarOutput."""
 
-    step: int
+    step: _Step
     payload: bytes
 
 
 class StepReply(Message, tag="step-reply"):
     """The last stage's ModelRunnerOutput for one step."""
 
-    step: int
+    step: _Step
     payload: bytes
 
 
@@ -181,4 +188,6 @@ def decode(body: bytes) -> AnyMessage:
     try:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"control message of {len(body)} bytes cannot be read: {error}") from error
+        raise MalformedError(
+            f"control message of {len(body)} bytes cannot be read: {one_line(error)}"
+        ) from error

@@ -89,6 +89,7 @@ class Link:
         expect: the `name` that the previous place must have given itself; empty: any.
         rank, world_size: given on both sides, the receiver refuses a sender that is not rank - 1.
         lane: in place of the configuration's.
+        bear_silence: the previous place is not given up for its silence, only when its connection ends.
     Raises:
         ConfigError: an address, device or setting is wrong. ConnectError: an address is in use, or not of
             this machine.
@@ -109,6 +110,7 @@ class Link:
         rank: int = -1,
         world_size: int = 0,
         lane: str | None = None,
+        bear_silence: bool = False,
     ) -> None:
         if bind is None and connect is None:
             raise ConfigError("open: a link needs `bind`, `connect` or both")
@@ -130,6 +132,7 @@ class Link:
         options.update(
             previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size
         )
+        options["bear_silence"] = bear_silence
         self._engine = open_engine(options, where)
         self.bound: str | None = self._engine.bound() or None
         self._sockets = (_scheme(where), _scheme(whom))

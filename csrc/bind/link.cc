@@ -56,6 +56,7 @@ Options read_options(const py::dict& from) {
   read(from, "max_dict_bytes", options.limits.max_dict_bytes);
   read(from, "heartbeat_s", options.heartbeat_s);
   read(from, "peer_timeout_s", options.peer_timeout_s);
+  read(from, "bear_silence", options.bear_silence);
   read(from, "handshake_s", options.handshake_s);
   read(from, "curve_public", options.keys.public_key);
   read(from, "curve_secret", options.keys.secret_key);

@@ -54,6 +54,7 @@ struct Options {
   wire::Limits limits;
   double heartbeat_s = 1.0;
   double peer_timeout_s = 5.0;
+  bool bear_silence = false;  // of the previous place, whose end is seen by other means
   double handshake_s = 10.0;
 };
 

@@ -235,7 +235,8 @@ void Receiver::retry_if_stalled() {
 
 // The sender beats when idle, so silence means a hung process, a dead host or a cut network.
 void Receiver::restart_silence() {
-  silence_ = options_.peer_timeout_s > 0 ? Deadline::after(options_.peer_timeout_s) : Deadline::never();
+  const double patience_s = options_.bear_silence ? 0 : options_.peer_timeout_s;
+  silence_ = patience_s > 0 ? Deadline::after(std::max(patience_s / 2, patience_s - kGrace_s)) : Deadline::never();
   warned_ = false;
 }
 
@@ -244,7 +245,7 @@ void Receiver::check_silence() {
   if (!warned_) {
     // Perhaps this whole process slept: let ZeroMQ's thread read what has come meanwhile.
     warned_ = true;
-    silence_ = Deadline::after(kGrace_s);
+    silence_ = Deadline::after(std::min(options_.peer_timeout_s / 2, kGrace_s));
     return;
   }
   throw Error(Code::kPeerLost, "receive",

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kMessagesPerTurn = 64;  // then look at the peer again
 constexpr int kLooks = 8;             // at whether the peer's host answers, in the time after which it is given up
-constexpr double kLook_s = 0.5;       // at most as often
+constexpr double kLook_s = 0.5;       // but no more rarely than that
 constexpr int kSendHwm = 256;         // of small messages; large ones are bounded by the budget and the pool
 
 void release_chunk(void* bytes, void* hint) {
@@ -77,8 +77,9 @@ void Stream::watch_peer() {
 void Stream::check_silence() {
   if (options_.peer_timeout_s <= 0 || is_local(bound_) || !watch_.connected()) return;
   if (!next_look_.is_never() && !next_look_.expired()) return;
-  next_look_ = Deadline::after(std::max(kLook_s, options_.peer_timeout_s / kLooks));
-  const bool before = std::exchange(unanswered_, watch_.is_unanswered(options_.peer_timeout_s));
+  const double look_s = std::min(kLook_s, options_.peer_timeout_s / kLooks);
+  next_look_ = Deadline::after(look_s);
+  const bool before = std::exchange(unanswered_, watch_.is_unanswered(options_.peer_timeout_s - 2 * look_s));
   if (!before || !unanswered_) return;
   throw Error(Code::kPeerLost, "send",
               options_.next + " (receiver on " + bound_ + ") is cut off: its host has acknowledged nothing for " +

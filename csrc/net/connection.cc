@@ -9,6 +9,8 @@
 namespace zmqpp::net {
 namespace {
 
+constexpr int kAsked = 2;  // times in vain
+
 using AddressOf = int (*)(int, sockaddr*, socklen_t*);
 
 std::string raw_address(int fd, AddressOf address_of) {
@@ -31,8 +33,9 @@ bool is_unanswered(int fd, const std::string& name, double for_s) {
   socklen_t size = sizeof found;
   if (name.empty() || ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &found, &size) != 0) return false;
   if (size < offsetof(tcp_info, tcpi_last_ack_recv) + sizeof found.tcpi_last_ack_recv) return false;
-  // A shut window is probed ever more rarely, so that the silence between two probes means nothing.
-  const bool asked = found.tcpi_retransmits > 0 || found.tcpi_probes > 0;
+  // A shut window is probed ever more rarely, so that the silence between two probes means nothing; and of two probes
+  // within half a second Linux answers one (tcp_invalid_ratelimit).
+  const bool asked = found.tcpi_retransmits >= kAsked || found.tcpi_probes >= kAsked;
   return asked && found.tcpi_last_ack_recv >= for_s * 1000 && connection_name(fd) == name;
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from tests.fault.wire import Wire, bad_wire, dial, listen
 from tests.integration.machine import Machine, check_possible, one_machine, run
 
 PORT = 15550
@@ -38,6 +39,22 @@ class Network:
         """All is as it was."""
         while self._cut:
             self._rule("delete", self._cut[-1])
+
+    @contextmanager
+    def bad_wire(self, owner: int, at: int, port: int = PORT) -> Iterator[Wire]:
+        """What `at` believes to be `owner` is a relay on its own machine; connections made before break.
+
+        Those from other addresses are let in by the owner like any.
+        """
+        mine = (f"{_host(owner)}/32", "dev", "lo")
+        inside(self.machines[at], "address", "add", *mine)
+        try:
+            server = self.machines[at].inside(lambda: listen(_host(owner), port))
+            target = f"{_host(owner)}:{port}"
+            with bad_wire(server, lambda: self.router.inside(lambda: dial(target))) as wire:
+                yield wire
+        finally:
+            inside(self.machines[at], "address", "delete", *mine)
 
     def _rule(self, verb: str, way: tuple[int, int]) -> None:
         (self._cut.append if verb == "add" else self._cut.remove)(way)
@@ -72,7 +89,8 @@ def _connect(machine: Machine, router: Machine, index: int) -> None:
     for where, name, address in ((machine, "veth0", _host(index)), (router, port, gateway)):
         inside(where, "address", "add", f"{address}/24", "dev", name)
         inside(where, "link", "set", name, "up")
-    inside(machine, "route", "add", "default", "via", gateway)
+    # Not the default route: a look-up of a name would wait for its answer.
+    inside(machine, "route", "add", "10.77.0.0/16", "via", gateway)
 
 
 def _host(index: int) -> str:

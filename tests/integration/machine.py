@@ -86,7 +86,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 def stop(started: subprocess.Popen[bytes], within_s: float = 20.0) -> None:
     """SIGTERM to what `Machine.start` has started; what is left ends with its machine."""
-    for child in _children(started.pid):
+    for child in children(started.pid):
         os.kill(child, signal.SIGTERM)
     try:
         started.wait(within_s)
@@ -95,11 +95,15 @@ def stop(started: subprocess.Popen[bytes], within_s: float = 20.0) -> None:
         started.wait()
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def children(pid: int) -> list[int]:
+    """Of any of its threads."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+    return found
 
 
 def check_possible() -> None:
@@ -136,7 +140,7 @@ def one_machine(name: str, address: str) -> Iterator[Machine]:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
-        yield Machine(name, address, _children(holder.pid)[0])
+        yield Machine(name, address, children(holder.pid)[0])
     finally:
         # --kill-child: the first process of the namespace goes with it, and the kernel ends the others.
         holder.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -70,18 +71,18 @@ def served(printed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
             address, _, stage = block.partition("\n")[0].removeprefix("# ").partition(": stage ")
             assert int(stage) == index
             log = open_files.enter_context((folder / f"stage_{index}.log").open("wb"))
-            environment = {**_environment(folder), "ZMQPP_EVENTS": str(folder / f"events_{index}.jsonl")}
+            environment = {**environment_in(folder), "ZMQPP_EVENTS": str(folder / f"events_{index}.jsonl")}
             line = block.partition("\n")[2].replace("addr 10.77.0.2:", f"addr {NAMED}:")
             stages.append(by_address[address].start(f"exec env {line}", log, environment))
         try:
-            machines[0].inside(lambda: _await_health(stages, folder))
+            machines[0].inside(lambda: await_health(stages, folder))
             yield Running(machines[0], folder, hosts, stages)
         finally:
             for stage in stages:
                 stop(stage)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment_in(folder: Path) -> dict[str, str]:
     scripts = Path(sys.executable).parent
     return {
         **ENVIRONMENT,
@@ -91,7 +92,7 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _await_health(stages: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def await_health(stages: list[subprocess.Popen[bytes]], folder: Path) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and all(stage.poll() is None for stage in stages):
         try:
@@ -128,9 +129,12 @@ def test_stranger_at_a_running_stage_is_named_in_its_log_and_gets_nothing(
     stage = f"tcp://10.77.0.2:{BASE_PORT}"
     got = machine.inside(lambda: _listen_without_keys(stage, lambda: "refused a peer" in log.read_text()))
     assert got == 0
-    assert "zmqpp: warning: stage 1: refused a peer at 10.77.0.1: no key" in log.read_text()
+    # On a busy machine a peer without a key is gone before its address can be asked for.
+    where = "(10.77.0.1|an unknown address)"
+    said = re.search(f"zmqpp: warning: stage 1: refused a peer at {where}: no key", log.read_text())
+    assert said, log.read_text()[-1500:]
     told, _ = read_events(str(folder / "events_1.jsonl"))
-    assert [(e["peer"], e["why"]) for e in told if e["event"] == "refused"] == [("10.77.0.1", "no key")]
+    assert {(e["peer"], e["why"]) for e in told if e["event"] == "refused"} == {(said[1], "no key")}
     some = {name: CASES[name] for name in ("greedy 0", "seeded")}
     answers = machine.inside(lambda: Served("http://127.0.0.1:8000").answers(some))
     assert answers == {name: expected[name] for name in some}
@@ -153,7 +157,7 @@ def test_a_stage_moves_to_another_address_under_load_and_every_request_goes_on(
     stop(served.stages[1])
     served.hosts.write_text(f"127.0.0.1 localhost\n{MOVED_TO} {NAMED}\n")
     with (served.folder / "stage_1_moved.log").open("wb") as log:
-        served.stages[1] = served.machine.start(f"exec env {line}", log, _environment(served.folder))
+        served.stages[1] = served.machine.start(f"exec env {line}", log, environment_in(served.folder))
     asking.join(READY_S)
     assert answers == expected, (served.folder / "stage_1_moved.log").read_text()[-2000:]
 

@@ -147,6 +147,7 @@ def run_first_stage(
             next="stage 1",
             relay=Relay.FORWARD,
             config=options.transport_config(),
+            bear_silence=True,  # an engine that stands still a while; when it dies, this process dies with it
         )
         warm_up(vllm_config.model_config.model)
         layers = own_range(options, vllm_config.model_config)

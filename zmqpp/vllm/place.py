@@ -11,7 +11,15 @@ import time
 from collections.abc import Callable
 
 from zmqpp import control
-from zmqpp.errors import LaunchError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.errors import (
+    LaunchError,
+    PeerLostError,
+    ProtocolError,
+    RecvTimeout,
+    RemoteError,
+    StageError,
+    ZmqppError,
+)
 from zmqpp.pipeline.events import TRIAL_VARIABLE, emit
 from zmqpp.transport import Link, Route
 from zmqpp.vllm.options import StageOptions
@@ -119,34 +127,46 @@ class Place:
                     raise error from None
             while_idle()
 
-    def rejoin(self, timeout_s: float, log: Callable[[str], None]) -> control.AnyMessage:
+    def rejoin(
+        self, timeout_s: float, log: Callable[[str], None], wrong: ZmqppError | None = None
+    ) -> control.AnyMessage:
         """After a neighbour was lost, or the step given up: the message with which the engine goes on.
 
         What belongs to the epoch that ended is dropped.
 
+        Args:
+            wrong: what came from the place before cannot be used, and nothing more is read of it.
         Raises:
             RemoteError: the pipeline has failed. LaunchError: nothing came in `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        message = self._renew_previous(log)
+        message = self._renew_previous(log, wrong)
         while message is None:
             self._renew_next()
             try:
                 message = self._that_counts(control.decode(self.link.recv_control(_REJOIN_POLL_S).body))
             except RecvTimeout:
-                if time.monotonic() > deadline:
-                    gone = f"stage {self.index}: {self._lost}stage 0 did not take the pipeline up again"
-                    raise LaunchError(f"{gone} in {timeout_s:.0f} s") from None
+                pass
+            except ProtocolError as error:
+                message = self._renew_previous(log, error)
             except ZmqppError:
                 message = self._renew_previous(log)
+            if message is None and time.monotonic() > deadline:
+                gone = f"stage {self.index}: {self._lost}stage 0 did not take the pipeline up again"
+                raise LaunchError(f"{gone} in {timeout_s:.0f} s")
         return message
 
-    def _renew_previous(self, log: Callable[[str], None]) -> control.AnyMessage | None:
-        """Open the receiving half anew if it broke, and say so downstream; or what is still to be read from it."""
-        error = self.link.previous_error()
+    def _renew_previous(
+        self, log: Callable[[str], None], wrong: ZmqppError | None = None
+    ) -> control.AnyMessage | None:
+        """Open the receiving half anew if it broke or brings `wrong`, and say so downstream.
+
+        Or what is still to be read from it.
+        """
+        error = self.link.previous_error() or wrong
         if error is None:
             return None
-        if (unread := self._unread()) is not None:
+        if wrong is None and (unread := self._unread()) is not None:
             return unread
         if self.index == 0:
             raise self.explain(error)

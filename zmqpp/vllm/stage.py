@@ -18,11 +18,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import control
-from zmqpp.errors import ConfigError, LaunchError, PeerLostError, ProtocolError, RemoteError, ZmqppError
+from zmqpp.errors import (
+    ConfigError,
+    LaunchError,
+    PeerLostError,
+    ProtocolError,
+    RemoteError,
+    StageError,
+    ZmqppError,
+)
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
 from zmqpp.vllm import codec
+from zmqpp.vllm.answers import Answers
 from zmqpp.vllm.greeting import StartOver, check_unchanged, check_versions, introduction
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
@@ -94,8 +103,7 @@ class Stage:
         self._recovery_s = 1.1 * recovery_s() + _ENGINE_FIRST_S
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
-        self._answers: dict[tuple[str, bytes], bytes] = {}
-        """Of the calls that brought this stage up."""
+        self._answers = Answers()
         self._ready = self._was_ready = False
 
     def run(self) -> None:
@@ -120,19 +128,21 @@ class Stage:
             raise
         except Exception as error:
             self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
-            raise
+            if isinstance(error, ZmqppError):
+                raise
+            traceback.print_exc()
+            raise StageError(f"stage {self.index} failed: {describe(error)}") from None
         finally:
             self.place.leave(self._reporter.recorder.steps if self._reporter else 0)
 
     def _rejoin(self, error: ZmqppError) -> control.AnyMessage:
-        """A neighbour is gone, or the engine began another epoch: what this stage has loaded stays."""
-        link = self.place.link
-        broken = link.previous_error() is not None or link.next_error() is not None
-        if self._config is None or not (broken or isinstance(error, PeerLostError)):
+        """A neighbour is gone or not to be understood, or the engine began another epoch: what is loaded stays."""
+        if self._config is None:
             raise error
-        if self.index == 0 and link.previous_error() is not None:
+        wrong = error if isinstance(error, ProtocolError) and self.place.link.next_error() is None else None
+        if self.index == 0 and (wrong or self.place.link.previous_error()) is not None:
             raise self.place.explain(error) from None
-        return self.place.rejoin(self._recovery_s, self.log)
+        return self.place.rejoin(self._recovery_s, self.log, wrong)
 
     def _say_farewell(self) -> None:
         """Stopped by a signal: one that was running will be replaced, one that starts with all others is missed."""
@@ -226,17 +236,15 @@ class Stage:
             if rpc.method == WARM_UP:
                 self._get_ready()
             return
-        args, kwargs = codec.decode(rpc.payload)
-        if rpc.method == LOAD:
+        if rpc.method == LOAD and self._worker is None:
             loaded = codec.encode(self._load())
-            self._answers[LOAD, rpc.payload] = loaded
+            self._answers.keep(rpc, loaded)
             self.place.reply(control.RpcReply(rpc.call, self.index, payload=loaded))
             return
         try:
-            result = self._call(rpc.method, args, kwargs)
-            answer = codec.encode(result)
+            answer = codec.encode(self._call(rpc.method, *codec.decode_arguments(rpc.payload)))
             if not self._ready:
-                self._answers[rpc.method, rpc.payload] = answer
+                self._answers.keep(rpc, answer)
             reply = control.RpcReply(rpc.call, self.index, payload=answer)
         except (PeerLostError, StartOver):
             raise
@@ -255,9 +263,9 @@ class Stage:
         Raises:
             StartOver: it was brought up otherwise, for an earlier stage 0.
         """
-        known = self._answers.get((rpc.method, rpc.payload))
+        known = self._answers.to(rpc)
         if known is None and self._was_ready:
-            raise StartOver(f"stage {self.index}: stage 0 came back and asks for another {rpc.method}")
+            raise StartOver(f"stage {self.index}: stage 0 came back and asks for another {rpc.method[:80]}")
         return known
 
     def _get_ready(self) -> None:
@@ -285,10 +293,10 @@ class Stage:
     def _run_step(self, step: control.Exec) -> None:
         scheduled = codec.decode(step.payload)
         if not step.tokens:
-            self._built().execute(step.step, scheduled)
+            self._built().execute(step.step, step.tokens, scheduled)
             return
         with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
-            output = self._built().execute(step.step, scheduled)
+            output = self._built().execute(step.step, step.tokens, scheduled)
             if self.options.is_last and output is None and step.sample:
                 output = self._built().sample(None)
         if self.options.is_last and output is not None:

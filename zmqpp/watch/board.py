@@ -203,13 +203,13 @@ class Board:
     def start_trace(self) -> None:
         """Note from now on when each step is sent and comes back."""
         with self._lock:
-            self._trace = StageSpans(ENGINE, [])
+            self._trace = StageSpans.here(ENGINE, [])
 
     def end_trace(self) -> StageSpans:
         """What was noted since."""
         with self._lock:
             trace, self._trace = self._trace, None
-        return trace or StageSpans(ENGINE, [])
+        return trace or StageSpans.here(ENGINE, [])
 
     # ---- reading -----------------------------------------------------------------------------------------
 
