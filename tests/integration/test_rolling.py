@@ -141,9 +141,7 @@ def test_a_stage_that_cannot_come_back_ends_the_pipeline_by_name_and_nobody_wait
     host, _, port = stage["bound"].removeprefix("tcp://").rpartition(":")
     os.kill(stage["pid"], signal.SIGKILL)
     with socket.socket() as squatter:
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        squatter.bind((host, int(port)))
-        squatter.listen()
+        take(squatter, host, int(port))
         answer = httpx.post(f"{pipeline.url}/v1/completions", json={**LONG, "stream": False}, timeout=DONE_S)
         assert answer.status_code == 503
         said = answer.json()["error"]["message"]
@@ -152,3 +150,16 @@ def test_a_stage_that_cannot_come_back_ends_the_pipeline_by_name_and_nobody_wait
     assert last.startswith("zmqpp: stage 1 ") and last.endswith("given up after 1 restarts in a row")
     assert f"port {port}" in last or f":{port}" in last
     assert "stage 1" in said and "given up" in said
+
+
+def take(squatter: socket.socket, host: str, port: int) -> None:
+    """As soon as who was killed lets go of it."""
+    squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            squatter.bind((host, port))
+            return squatter.listen()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)

@@ -165,7 +165,7 @@ def test_a_stage_that_does_not_come_up_is_started_as_it_was(tmp_path: Path, beha
         assert ordered.launcher.all_ready()
 
     status = ordered.run(act)
-    assert ordered.kinds[:4] == ["ready", "restarting", "restarting", "draining"]
+    assert ordered.kinds[:4] == ["ready", "restarting", "restarting", "restarted"]
     assert (status.losses, status.state) == (0, "stopped")
     assert "FAKE_BEHAVIOUR" not in ordered.launcher.stage_plans[1].environment
 

@@ -113,6 +113,7 @@ class Rolling:
             (self._swap if index else self._swap_all)(index, before, order)
         except _NotUp as again:
             raise _NotUp(f"{error}; what ran before did not come up again either: {again}") from None
+        self._caretaker.note("restarted", f"stage {index} runs as before", index)
         raise _NotUp(f"stage {index} was not replaced, and runs as before: the new {error}")
 
     def _swap(self, index: int, plan: StagePlan, order: Restart) -> None:
