@@ -111,7 +111,7 @@ def test_a_step_of_more_than_the_runner_has_room_for_is_refused() -> None:
         check_step({"no": "step"}, TOKENS, {"old"}, LIMITS)
     for outputs in ([], [[50]], [[1] * 101], 3):
         with pytest.raises(MalformedError):
-            check_restored([request()], outputs, LIMITS)
+            check_restored([request(block_ids=())], outputs, LIMITS)
 
 
 @pytest.mark.parametrize(
