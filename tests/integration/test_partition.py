@@ -203,23 +203,38 @@ def test_a_partition_that_outlasts_the_recovery_ends_everyone_with_the_stage_tha
     pipeline: Pipeline,
 ) -> None:
     """The last of these tests: nothing is left."""
-    body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
-    answers: list[httpx.Response] = []
-    url = "http://127.0.0.1:8000/v1/completions"
-    asking = threading.Thread(
-        target=lambda: answers.append(
-            pipeline.ask(lambda _: httpx.post(url, json=body, timeout=RECOVERY_S + 60))
-        )
-    )
-    asking.start()
-    time.sleep(1.0)
-    pipeline.network.cut(0, 1)
-    asking.join(RECOVERY_S + 60)
-    assert answers and answers[0].status_code == 500
-    assert "stage 0 at" in answers[0].text, answers[0].text
-    for process in pipeline.processes:
-        assert process.wait(RECOVERY_S + 60) not in (0, None)
+    ends_with_an_error(pipeline, lambda: pipeline.network.cut(0, 1))
     for stage in range(3):
         assert "stage 0 at" in pipeline.log(stage).rpartition("zmqpp: error: ")[2], pipeline.log(stage)[
             -1500:
         ]
+
+
+@long_only
+def test_a_wire_that_never_stops_losing_messages_ends_everyone_at_the_deadline(tmp_path: Path) -> None:
+    with on_three_machines(tmp_path, peer_timeout_s=2.0, recovery_s=20.0) as pipeline:
+        with pipeline.network.bad_wire(0, at=1) as wire:
+            wire.fault = unreliable(4, one_in=3)
+            ends_with_an_error(pipeline, wire.reset)
+            print(f"{wire.connections} connections")
+
+
+def ends_with_an_error(pipeline: Pipeline, begin: Callable[[], None]) -> None:
+    """From `begin` on nothing can go on: a request that runs hears which stage is missing, and every stage leaves."""
+    body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
+    url = "http://127.0.0.1:8000/v1/completions"
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(pipeline.ask(lambda _: httpx.post(url, json=body, timeout=ENDED_S)))
+    )
+    asking.start()
+    time.sleep(1.0)
+    begun = time.monotonic()
+    begin()
+    asking.join(ENDED_S)
+    print(f"answered after {time.monotonic() - begun:.1f} s: {answers[0].text[:300] if answers else None}")
+    assert answers and answers[0].status_code == 500
+    assert "stage 0 at" in answers[0].text, answers[0].text
+    for process in pipeline.processes:
+        assert process.wait(ENDED_S) not in (0, None)
+    print(f"all ended after {time.monotonic() - begun:.1f} s")
