@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,9 +92,9 @@ def test_a_process_that_stands_still_for_a_while_changes_no_token(
 ) -> None:
     pid = pipeline.pid(title)
     with under_load(pipeline, expected, f"{title} stood still for {STOPPED_S:g} s"):
-        os.kill(pid, signal.SIGSTOP)
+        pipeline.stand_still(pid)
         time.sleep(STOPPED_S)
-        os.kill(pid, signal.SIGCONT)
+        pipeline.go_on(pid)
 
 
 def test_a_stage_that_gets_a_tenth_of_the_time_slows_all_and_fills_no_memory(
@@ -107,9 +106,9 @@ def test_a_stage_that_gets_a_tenth_of_the_time_slows_all_and_fills_no_memory(
     with under_load(pipeline, expected, "stage 1 runs for 20 ms of each 200"):
         until_s = time.monotonic() + WIRE_S
         while time.monotonic() < until_s:
-            os.kill(slow, signal.SIGSTOP)
+            pipeline.stand_still(slow)
             time.sleep(0.18)
-            os.kill(slow, signal.SIGCONT)
+            pipeline.go_on(slow)
             time.sleep(0.02)
     grown = [resident_bytes(pid) - size for pid, size in zip(others, before, strict=True)]
     print(f"memory grew by {[round(size / (1 << 20), 1) for size in grown]} MiB")
