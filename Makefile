@@ -5,10 +5,11 @@ STAGES ?= 2
 BENCH ?= link
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
+MINUTES ?= 10
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-unit ctest asan ubsan tsan fuzz soak demo bench format clean
+.PHONY: help build check test test-unit ctest asan ubsan tsan fuzz soak chaos demo bench format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -42,6 +43,9 @@ fuzz: build  ## changed inputs for every decoder; FUZZ_SECONDS=60
 
 soak: build  ## two processes, random dicts, every byte checked; SOAK_SECONDS=600
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
+
+chaos: build  ## faults at random in a pipeline under load, every answer checked; MINUTES=10
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES)
 
 # PROMPT is read by the shell, not by make: whatever it holds arrives as it is.
 demo: export PROMPT := $(value PROMPT)

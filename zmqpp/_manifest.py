@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from zmqpp import _engine
@@ -28,3 +30,18 @@ WIRE_DTYPES: dict[str, torch.dtype] = {
 (qint8, qint32, quint8, quint4x2, quint2x4), and those that pack or take less than a byte per element (int1 to int7,
 uint1 to uint7, bits1x8, bits2x4, bits4x2, float4_e2m1fn_x2)."""
 WIRE_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
+
+def fills(dims: Sequence[int], item_bytes: int, size_bytes: int) -> bool:
+    """Whether elements of `dims`, none negative, make exactly `size_bytes`.
+
+    A product of all that a manifest can list would be a number of millions of digits: it ends where it is too large.
+    """
+    if 0 in dims or not item_bytes:
+        return size_bytes == 0
+    made = item_bytes
+    for n in dims:
+        made *= n
+        if made > size_bytes:
+            return False
+    return made == size_bytes

@@ -5,7 +5,6 @@ Prose: docs/wire_format.md, section "Manifest".
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -24,13 +23,16 @@ from zmqpp._manifest import (
     TENSOR,
     WILD_STR,
     WIRE_DTYPES,
+    fills,
 )
 from zmqpp._numpy_types import parse_dtype
+from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError
 
 __all__ = ["decode"]
 
 _decoder = msgspec.msgpack.Decoder()
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> dict[str, Any]:
@@ -52,12 +54,12 @@ def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> d
         ValueError,
         TypeError,
         OverflowError,
-        RecursionError,
+        RuntimeError,  # torch's, and RecursionError
         KeyError,
         IndexError,
         msgspec.MsgspecError,
     ) as error:
-        raise MalformedError(f"manifest: {type(error).__name__}: {error}", op="decode") from error
+        raise MalformedError(f"manifest: {type(error).__name__}: {one_line(error)}", op="decode") from error
     if type(values) is not dict or any(type(key) is not str for key in values):
         raise MalformedError("manifest: its root is not a dict with str keys", op="decode")
     return values
@@ -69,7 +71,7 @@ class _Reader:
     def __init__(self, sizes: Any, block: Any, device: torch.device | None) -> None:
         self._block = block
         self._device = device
-        self._places: list[tuple[int, int]] = []  # offset, size of each buffer
+        self._places: list[tuple[int, int] | None] = []  # offset, size of each buffer; None: given away
         end = 0
         for size in _list_of_sizes(sizes, "buffer size"):
             self._places.append((end, size))
@@ -82,12 +84,14 @@ class _Reader:
 
     def value(self, item: Any, depth: int) -> Any:
         if type(item) is not list:
+            if type(item) not in _PLAIN:
+                raise MalformedError(f"manifest: a {type(item).__name__} is no value", op="decode")
             return item
         if depth > MAX_DEPTH or not item:
             raise MalformedError("manifest: an empty array, or nested too deeply", op="decode")
         tag, rest = item[0], item[1:]
         if type(tag) is not int:
-            raise MalformedError(f"manifest: {tag!r} is no kind of value", op="decode")
+            raise MalformedError(f"manifest: {shown(tag)} is no kind of value", op="decode")
         if tag == LIST:
             return [self.value(entry, depth + 1) for entry in rest]
         if tag == DICT:
@@ -124,28 +128,35 @@ class _Reader:
         offset, size = self._place(index)
         return bytes(memoryview(self._block)[offset : offset + size]) if size else b""
 
-    def _place(self, index: Any, size: int | None = None) -> tuple[int, int]:
+    def _place(self, index: Any) -> tuple[int, int]:
+        """A buffer's offset and size, once: a short manifest that names one again and again would fill memory."""
         if type(index) is not int or not 0 <= index < len(self._places):
-            raise MalformedError(f"manifest: there is no buffer {index!r}", op="decode")
-        offset, have = self._places[index]
-        if size is None:
-            size = have
-        if have != size:
+            raise MalformedError(f"manifest: there is no buffer {shown(index)}", op="decode")
+        place = self._places[index]
+        if place is None:
+            raise MalformedError(f"manifest: buffer {index} is given to two values", op="decode")
+        self._places[index] = None
+        return place
+
+    def _place_of(self, index: Any, dims: list[int], item_bytes: int) -> tuple[int, int]:
+        offset, size = self._place(index)
+        if not fills(dims, item_bytes, size):
             raise MalformedError(
-                f"manifest: buffer {index} has {have} bytes, its shape makes {size}", op="decode"
+                f"manifest: buffer {index} has {size} bytes, not those of the shape {shown(dims)}",
+                op="decode",
             )
         return offset, size
 
     def _tensor(self, index: Any, name: Any, on_device: Any, shape: Any) -> torch.Tensor:
         dtype = WIRE_DTYPES.get(name) if type(name) is str else None
         if dtype is None or type(on_device) is not bool:
-            raise MalformedError(f"manifest: unknown tensor dtype {name!r}", op="decode")
+            raise MalformedError(f"manifest: unknown tensor dtype {shown(name)}", op="decode")
         dims = _list_of_sizes(shape, "dimension")
-        count = math.prod(dims)
-        offset, size = self._place(index, count * dtype.itemsize)
+        offset, size = self._place_of(index, dims, dtype.itemsize)
         if size == 0:
             tensor = torch.empty(dims, dtype=dtype)
         else:
+            count = size // dtype.itemsize
             tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
         return tensor.to(self._device) if on_device and self._device is not None else tensor
 
@@ -154,7 +165,7 @@ class _Reader:
         dims = _list_of_sizes(shape, "dimension")
         if len(dims) > _NUMPY_MAX_DIMS:
             raise MalformedError(f"manifest: an array of {len(dims)} dimensions", op="decode")
-        offset, size = self._place(index, math.prod(dims) * dtype.itemsize)
+        offset, size = self._place_of(index, dims, dtype.itemsize)
         if size == 0:
             return np.empty(dims, dtype=dtype)
         return np.ndarray(dims, dtype=dtype, buffer=self._block, offset=offset)
@@ -168,7 +179,7 @@ def _list_of_sizes(value: Any, what: str) -> list[int]:
         raise MalformedError(f"manifest: {what}s must be a list", op="decode")
     for entry in value:
         if type(entry) is not int or not 0 <= entry < 1 << 62:
-            raise MalformedError(f"manifest: {entry!r} is no {what}", op="decode")
+            raise MalformedError(f"manifest: {shown(entry)} is no {what}", op="decode")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from zmqpp._shown import shown
 from zmqpp.errors import MalformedError, UnsupportedError
 
 _KINDS = "biufcmMSUV"
@@ -49,7 +50,7 @@ def parse_dtype(described: Any, nesting: int = 0) -> np.dtype[Any]:
     """
     if type(described) is str:
         if not _TYPE.fullmatch(described):
-            raise MalformedError(f"manifest: unknown array dtype {described!r}", op="decode")
+            raise MalformedError(f"manifest: unknown array dtype {shown(described)}", op="decode")
         return np.dtype(described)
     if type(described) is not list or not 1 <= len(described) <= _MAX_FIELDS + 1 or nesting >= _MAX_NESTING:
         raise MalformedError("manifest: malformed array dtype", op="decode")

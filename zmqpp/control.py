@@ -10,16 +10,18 @@ says which, so that forwarding needs no Python (see transport.Relay).
     engine --exec---> 0 --> 1 --> .. --> N-1          only the last stage answers, with `StepReply`
     engine --sample-> 0 --> 1 --> .. --> N-1          sent only when a step needs a grammar mask
     any stage --report--> engine                      what it counted, now and then
+    engine --refused-> 0 --> 1 --> .. --> N-1         those it names leave
     any stage --lost----> engine                      the place before it is gone
-    any stage --failed--> everyone downstream --> engine --> everyone upstream
+    any stage --failed--> everyone downstream --> engine --(decided)--> everyone
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
 PROTOCOL_VERSION = 3
@@ -27,6 +29,12 @@ PROTOCOL_VERSION = 3
 
 PIPELINE = -1
 """In place of a stage's index: no stage alone is at fault."""
+
+
+_Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+"""As it fits into a message's head."""
+_Step = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""The tag of its activations."""
 
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
@@ -37,7 +45,7 @@ class Hello(Message, tag="hello"):
     """The engine's word on everything the stages must agree on; sent before any stage loads."""
 
     session: str
-    epoch: int
+    epoch: _Epoch
     """Frames of an older epoch are dropped by every stage."""
     protocol: int
     zmqpp_version: str
@@ -92,7 +100,7 @@ class RpcReply(Message, tag="rpc-reply"):
 class Exec(Message, tag="exec"):
     """Run one step's forward pass; `payload` is the codec's SchedulerOutput."""
 
-    step: int
+    step: _Step
     tokens: int
     """Scheduled tokens; without any there are no activations and no reply."""
     sample: bool
@@ -103,14 +111,14 @@ class Exec(Message, tag="exec"):
 class Sample(Message, tag="sample"):
     """Sample the step run before; `payload` is the codec's GrammarOutput."""
 
-    step: int
+    step: _Step
     payload: bytes
 
 
 class StepReply(Message, tag="step-reply"):
     """The last stage's ModelRunnerOutput for one step."""
 
-    step: int
+    step: _Step
     payload: bytes
 
 
@@ -126,25 +134,41 @@ class Lost(Message, tag="lost"):
 
     stage: int
     reason: str
+    failed: bool = False
+    """It ended for a reason of its own, and so may the next one: the engine does not wait for ever more of them."""
 
 
 class Failed(Message, tag="failed"):
-    """Stage `stage` (PIPELINE: all of them together) cannot go on; whoever reads this stops and repeats why."""
+    """Stage `stage` (PIPELINE: all of them together) cannot go on.
+
+    Whoever has not served yet stops and repeats why. In a pipeline that has, the engine waits for another stage.
+    """
 
     stage: int
     reason: str
     traceback: str = ""
+    decided: bool = False
+    """The engine says so: it is over, whoever reads this stops."""
 
     def __str__(self) -> str:
         named = self.stage == PIPELINE or self.reason.startswith(f"stage {self.stage}")
         return self.reason if named else f"stage {self.stage} failed: {self.reason}"
 
 
+class Refused(Message, tag="refused"):
+    """These stages came back as something that the others cannot go on with: they leave, and others are awaited."""
+
+    stages: list[int]
+    reason: str
+
+
 class Stop(Message, tag="stop"):
     """The engine ends in good order; every stage closes and exits with 0."""
 
 
-AnyMessage = Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Lost | Failed | Stop
+AnyMessage = (
+    Hello | HelloReply | Rpc | RpcReply | Exec | Sample | StepReply | Report | Lost | Failed | Refused | Stop
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
@@ -164,4 +188,6 @@ def decode(body: bytes) -> AnyMessage:
     try:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"control message of {len(body)} bytes cannot be read: {error}") from error
+        raise MalformedError(
+            f"control message of {len(body)} bytes cannot be read: {one_line(error)}"
+        ) from error

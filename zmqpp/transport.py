@@ -390,7 +390,8 @@ class Link:
         """Each address once with each reason; called now and then, never on the way of a message."""
         who = f"{self.name}: " if self.name else ""
         for address, reason in self._engine.take_refusals():
-            _log.warning("%srefused a peer at %s: %s", who, address, reason)
+            told = {"refused": (address, reason)}  # for a handler that wants the parts
+            _log.warning("%srefused a peer at %s: %s", who, address, reason, extra=told)
         trouble = "" if self._key_trouble_said else self._engine.key_trouble()
         if trouble:
             self._key_trouble_said = True

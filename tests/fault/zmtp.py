@@ -26,6 +26,20 @@ def long_frame_header(size: int) -> bytes:
     return bytes([_LONG]) + struct.pack(">Q", size)
 
 
+def messages_of(said: bytes) -> list[bytes]:
+    """The messages of one frame each in what one side of a connection said."""
+    at, messages = len(GREETING), []
+    while at + 2 <= len(said):
+        flags = said[at]
+        size, front = (struct.unpack_from(">Q", said, at + 1)[0], 9) if flags & _LONG else (said[at + 1], 2)
+        if at + front + size > len(said):
+            break
+        if not flags & _COMMAND:
+            messages.append(bytes(said[at + front : at + front + size]))
+        at += front + size
+    return messages
+
+
 def port_of(address: str | None) -> int:
     """Of a `tcp://` address."""
     return int(str(address).rpartition(":")[2])

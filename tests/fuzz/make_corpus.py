@@ -67,6 +67,17 @@ def make(folder: Path) -> None:
         for name, frame in zip(_DICTS, bodies, strict=True):
             front = frame[_FLAGS : _FLAGS + 1] + frame[_TOTAL : _TOTAL + 8]
             _write(folder, "manifest", f"{session}-{name}", front + frame[_HEAD:])
+    area, offset = 1 << 20, 77824  # docs/wire_format.md, "Shared segment"
+    head = struct.pack("<8sIIQQQ", b"ZMQPSEG1", 2, 1024, 7, offset, area).ljust(64, b"\0")
+    _write(folder, "segment", "head", struct.pack("<Q", offset + area) + head + texts[2])
+    _write(folder, "segment", "way-out", struct.pack("<Q", offset) + head + b"zmqpp-/../../etc/passwd")
+    give, take = struct.pack("<BQ", 1, 5000), struct.pack("<BQ", 6, 0)
+    for name, steps in {
+        "in-order": [give, give, take, take],
+        "too-many": [give, take, take],
+        "none": [take],
+    }.items():
+        _write(folder, "releases", name, b"".join(steps))
     ring: dict[str, list[tuple[int, bytes]]] = {
         "whole": [(1, b"\x91\xc0".ljust(64, b"\0") + b"p" * 128), (1, b"\xc0".ljust(64, b"\0"))],
         "pieces": [(2, b"\x91\xc0".ljust(64, b"\0")), (3, b"p" * 128)],

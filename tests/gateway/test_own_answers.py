@@ -97,6 +97,36 @@ def test_launchers_word_wins_for_what_is_not_ready() -> None:
     assert seen.stages[1].since == 60.0
 
 
+def test_what_was_asked_for_is_no_loss_and_one_event() -> None:
+    ours, theirs = ready(), PipelineStatus("ready", [], losses=3, recoveries=3)
+    ours.losses, ours.recoveries, ours.replacements = 1, 1, 2
+    ours.events = [
+        Event(100.0, "restarting", "stage 1 is being replaced", 1),
+        Event(120.0, "restarted", "stage 1 was replaced", 1),
+        Event(200.0, "lost", "stage 2 was killed by SIGKILL", 2),
+        Event(201.0, "restarting", "starting stage 2 anew", 2),
+        Event(215.0, "recovered", "all 3 stages are ready"),
+    ]
+    theirs.events = [
+        Event(101.0, "lost", "stage 1 at 127.0.0.1:1 is lost", 1),
+        Event(119.0, "recovered", "the pipeline goes on after 18.0 s"),
+        Event(200.2, "lost", "stage 2 at 127.0.0.1:2 is lost", 2),
+        Event(214.0, "recovered", "the pipeline goes on after 14.0 s"),
+        Event(300.0, "refused", "stage 1 refused 1 peers", 1),
+    ]
+    seen = merged(ours, theirs)
+    assert [(event.kind, event.text.split()[0]) for event in seen.events] == [
+        ("restarting", "stage"),
+        ("restarted", "stage"),
+        ("lost", "stage"),
+        ("restarting", "starting"),
+        ("recovered", "the"),
+        ("refused", "stage"),
+    ]
+    assert "SIGKILL" in seen.events[2].text
+    assert (seen.losses, seen.recoveries, seen.replacements) == (1, 1, 2)
+
+
 def test_stage_0s_word_wins_while_the_launcher_sees_nothing_wrong() -> None:
     theirs = PipelineStatus(
         "restarting", [StageStatus(1, "lost", reason="no sign of life")], reason="stage 1"

@@ -43,6 +43,10 @@ class Machine:
             start_new_session=True,
         )
 
+    def run(self, *command: str) -> None:
+        """A short command there, as root of the machine; asserts that it succeeds."""
+        run("nsenter", "-t", str(self.pid), "-n", "-m", *command)
+
     def inside(self, act: Callable[[], T]) -> T:
         """What `act` returns in a thread that is on this machine's network, as are the threads it starts."""
         outcome: list[T | BaseException] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -10,14 +11,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.cases import CASES, RESUMED_IN_PIECES
-from tests.integration.serving import Served, pipeline
+from tests.integration.cases import CASES, PROMPTS, RESUMED_IN_PIECES
+from tests.integration.serving import NAME, Served, pipeline
+from zmqpp.layers import LayerRange
 from zmqpp.pipeline.launcher import Launcher
 
 STAGES = 4
 SEED = int(os.environ.get("ZMQPP_CHAOS_SEED", "20"))
+MOMENTS = int(os.environ.get("ZMQPP_CHAOS_MOMENTS", "1"))
 BACK_S = 120.0
 
 
@@ -71,11 +75,28 @@ def await_ready(served: Served) -> None:
         time.sleep(0.1)
 
 
+def await_end(launcher: Launcher, stage: int) -> None:
+    deadline = time.monotonic() + BACK_S
+    while stage not in launcher.lost_stages():
+        assert time.monotonic() < deadline, launcher.states
+        time.sleep(0.1)
+
+
+def await_health(served: Served, status: str) -> None:
+    deadline = time.monotonic() + BACK_S
+    while (answer := httpx.get(f"{served.url}/health", timeout=10)).status_code == 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
+    assert answer.json()["status"] == status, answer.text
+    assert "stage 2" in answer.json()["reason"], answer.text
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
 @pytest.mark.parametrize("victims", [(1,), (2,), (3,), (1, 3), (2, 3)], ids=str)
 def test_every_request_goes_on_after_a_kill_at_a_random_moment(
-    served: Served, expected: dict[str, Any], victims: tuple[int, ...]
+    served: Served, expected: dict[str, Any], victims: tuple[int, ...], moment: int
 ) -> None:
-    delay_s = random.Random(f"{SEED} {victims}").uniform(0.0, 2.5)
+    delay_s = random.Random(f"{SEED} {victims} {moment}").uniform(0.0, 2.5)
     print(f"ZMQPP_CHAOS_SEED={SEED}: {victims} after {delay_s:.3f} s")
     load = Load(served)
     time.sleep(delay_s)
@@ -110,6 +131,46 @@ def test_a_stage_that_is_killed_again_while_it_loads_is_waited_for(
         launcher.lost_stages()
         time.sleep(0.01)
     kill(served, 2)
+    assert load.wait() == expected
+    await_ready(served)
+
+
+def test_who_asks_or_leaves_while_a_stage_is_missing_is_heard(
+    served: Served, expected: dict[str, Any]
+) -> None:
+    launcher = launcher_of(served)
+    leaving = httpx.Client(timeout=60)
+    request = {"model": NAME, "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 900, "ignore_eos": True}
+    with leaving.stream("POST", f"{served.url}/v1/completions", json={**request, "stream": True}) as stream:
+        next(stream.iter_lines())
+        os.kill(launcher.pids()[2], signal.SIGKILL)
+        await_health(served, "degraded")
+        leaving.close()
+    load = Load(served)
+    while launcher.lost_stages() != [2]:
+        time.sleep(0.05)
+    launcher.restart_stage(2)
+    assert load.wait() == expected
+    await_ready(served)
+    generated = served.generated_tokens()
+    time.sleep(1.0)
+    assert served.generated_tokens() == generated, "who has left is still being answered"
+
+
+def test_a_stage_that_does_not_fit_is_sent_away_and_another_one_awaited(
+    served: Served, expected: dict[str, Any]
+) -> None:
+    launcher = launcher_of(served)
+    right = launcher.stage_plans[2]
+    load = Load(served)
+    time.sleep(0.5)
+    os.kill(launcher.pids()[2], signal.SIGKILL)
+    launcher.stage_plans[2] = dataclasses.replace(right, layers=LayerRange(3, 6))
+    launcher.restart_stage(2)
+    await_end(launcher, 2)
+    assert "overlap" in launcher.how_it_ended(2), launcher.how_it_ended(2)
+    launcher.stage_plans[2] = right
+    launcher.restart_stage(2)
     assert load.wait() == expected
     await_ready(served)
 

@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -25,6 +27,20 @@ from zmqpp.models import docs_llama
 from zmqpp.pipeline.events import read_events
 
 BASE_PORT = 15550
+NAMED = "stage-1.zmqpp.test"
+"""Where stage 2 finds stage 1; both machines know it from their own /etc/hosts."""
+MOVED_TO = "10.77.0.3"
+
+
+@dataclass
+class Running:
+    """The stages run; what they log and tell lies in the folder."""
+
+    machine: Machine
+    """The first one."""
+    folder: Path
+    hosts: Path
+    stages: list[subprocess.Popen[bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +59,24 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def served(printed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, Path]]:
-    """The stages run; what they log and tell lies in the folder."""
+def served(printed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("two_hosts")
+    hosts = folder / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n10.77.0.2 {NAMED}\n")
     with two_machines() as machines, ExitStack() as open_files:
         by_address = {machine.address: machine for machine in machines}
+        machines[0].run("mount", "--bind", str(hosts), "/etc/hosts")
         stages = []
         for index, block in enumerate(printed):
             address, _, stage = block.partition("\n")[0].removeprefix("# ").partition(": stage ")
             assert int(stage) == index
             log = open_files.enter_context((folder / f"stage_{index}.log").open("wb"))
             environment = {**environment_in(folder), "ZMQPP_EVENTS": str(folder / f"events_{index}.jsonl")}
-            stages.append(
-                by_address[address].start(f"exec env {block.partition(chr(10))[2]}", log, environment)
-            )
+            line = block.partition("\n")[2].replace("addr 10.77.0.2:", f"addr {NAMED}:")
+            stages.append(by_address[address].start(f"exec env {line}", log, environment))
         try:
             machines[0].inside(lambda: await_health(stages, folder))
-            yield machines[0], folder
+            yield Running(machines[0], folder, hosts, stages)
         finally:
             for stage in stages:
                 stop(stage)
@@ -87,51 +104,73 @@ def await_health(stages: list[subprocess.Popen[bytes]], folder: Path) -> None:
     raise AssertionError(f"the pipeline did not come up:\n{logs}")
 
 
-def test_stages_on_two_machines_answer_as_one_process_does(
-    served: tuple[Machine, Path], expected: dict[str, Any]
-) -> None:
-    machine, _ = served
+def test_stages_on_two_machines_answer_as_one_process_does(served: Running, expected: dict[str, Any]) -> None:
     api = Served("http://127.0.0.1:8000")
-    assert machine.inside(lambda: api.answers(CASES, at_once=8)) == expected
+    assert served.machine.inside(lambda: api.answers(CASES, at_once=8)) == expected
 
 
 def test_both_machines_bind_the_same_base_port_and_tensors_go_by_tcp(
-    served: tuple[Machine, Path], printed: list[str]
+    served: Running, printed: list[str]
 ) -> None:
     assert f"--pipeline-local-bind-port 10.77.0.1:{BASE_PORT} " in printed[0]
     assert f"--pipeline-local-bind-port 10.77.0.2:{BASE_PORT} " in printed[1]
     assert f"--pipeline-local-bind-port 10.77.0.1:{BASE_PORT + 3} " in printed[2]
     for index in (0, 1):
-        events, _ = read_events(str(served[1] / f"events_{index}.jsonl"))
+        events, _ = read_events(str(served.folder / f"events_{index}.jsonl"))
         lanes = [event["lane"] for event in events if event.get("lane")]
         assert lanes and all(lane.startswith("tcp") for lane in lanes), events
 
 
 def test_stranger_at_a_running_stage_is_named_in_its_log_and_gets_nothing(
-    served: tuple[Machine, Path], expected: dict[str, Any]
+    served: Running, expected: dict[str, Any]
 ) -> None:
-    machine, folder = served
-    got = machine.inside(lambda: _listen_without_keys(f"tcp://10.77.0.2:{BASE_PORT}"))
-    assert got == 0
+    machine, folder = served.machine, served.folder
     log = folder / "stage_1.log"
-    deadline = time.monotonic() + 20  # an idle stage looks now and then
-    while "refused a peer" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    stage = f"tcp://10.77.0.2:{BASE_PORT}"
+    got = machine.inside(lambda: _listen_without_keys(stage, lambda: "refused a peer" in log.read_text()))
+    assert got == 0
     # On a busy machine a peer without a key is gone before its address can be asked for.
-    said = re.search(
-        "zmqpp: warning: stage 1: refused a peer at (10.77.0.1|an unknown address): no key", log.read_text()
-    )
+    where = "(10.77.0.1|an unknown address)"
+    said = re.search(f"zmqpp: warning: stage 1: refused a peer at {where}: no key", log.read_text())
     assert said, log.read_text()[-1500:]
+    told, _ = read_events(str(folder / "events_1.jsonl"))
+    assert {(e["peer"], e["why"]) for e in told if e["event"] == "refused"} == {(said[1], "no key")}
     some = {name: CASES[name] for name in ("greedy 0", "seeded")}
     answers = machine.inside(lambda: Served("http://127.0.0.1:8000").answers(some))
     assert answers == {name: expected[name] for name in some}
 
 
-def _listen_without_keys(where: str) -> int:
+def test_a_stage_moves_to_another_address_under_load_and_every_request_goes_on(
+    served: Running, printed: list[str], expected: dict[str, Any]
+) -> None:
+    line = printed[1].partition("\n")[2].replace("port 10.77.0.2:", f"port {MOVED_TO}:")
+    served.machine.run("ip", "address", "add", f"{MOVED_TO}/24", "dev", "veth0")
+    answers: dict[str, Any] = {}
+
+    def ask() -> None:
+        api = Served("http://127.0.0.1:8000")
+        answers.update(served.machine.inside(lambda: api.answers(CASES, at_once=16)))
+
+    asking = Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    stop(served.stages[1])
+    served.hosts.write_text(f"127.0.0.1 localhost\n{MOVED_TO} {NAMED}\n")
+    with (served.folder / "stage_1_moved.log").open("wb") as log:
+        served.stages[1] = served.machine.start(f"exec env {line}", log, environment_in(served.folder))
+    asking.join(READY_S)
+    assert answers == expected, (served.folder / "stage_1_moved.log").read_text()[-2000:]
+
+
+def _listen_without_keys(where: str, noticed: Callable[[], bool]) -> int:
+    """What came meanwhile; an idle stage looks now and then, and a busy machine takes its time for both."""
     with zmq.Context() as context, context.socket(zmq.PULL) as pull:
         pull.linger = 0
         pull.connect(where)
-        return pull.poll(1500)
+        got, deadline = pull.poll(1500), time.monotonic() + 30
+        while not got and not noticed() and time.monotonic() < deadline:
+            got = pull.poll(200)
+        return got
 
 
 _PARSE = """

@@ -4,7 +4,8 @@ python fake_stage.py INDEX API_PORT BEHAVIOUR
 
 Behaviours: ok; slow: never loads; fail: says why; crash: only its log does; deaf: ignores SIGTERM;
 orphan: stops, but has a child that ignores SIGTERM; dies: is killed soon after it was ready; once: is
-killed so the first time, and stays the next.
+killed so the first time, and stays the next; worse: is killed so the first time, and fails the next.
+FAKE_BEHAVIOUR in the environment comes before the one given.
 """
 
 import http.server
@@ -54,7 +55,10 @@ def is_first_time() -> bool:
 
 
 def main() -> None:
-    index, port, behaviour = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    index, port = int(sys.argv[1]), int(sys.argv[2])
+    behaviour = os.environ.get("FAKE_BEHAVIOUR", sys.argv[3])
+    if behaviour == "worse":
+        behaviour = "dies" if is_first_time() else "fail"
     stop = threading.Event()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "deaf" else lambda *_: stop.set())
     emit(index, "starting")

@@ -20,6 +20,7 @@ TRANSPORT = (
     "endpoint",
     "keys",
     "_port_owner",
+    "_shown",
     "_numpy_types",
     "_manifest",
     "_manifest_writer",
@@ -40,10 +41,11 @@ ALLOWED = {
     "endpoint": {"errors"},
     "keys": {"errors"},
     "_port_owner": set(),
-    "_numpy_types": {"errors"},
+    "_shown": set(),
+    "_numpy_types": {"errors", "_shown"},
     "_manifest": {"_engine"},
     "_manifest_writer": {"errors", "_manifest", "_numpy_types"},
-    "_manifest_reader": {"errors", "_manifest", "_numpy_types"},
+    "_manifest_reader": {"errors", "_manifest", "_numpy_types", "_shown"},
     "_tensors": {"_engine", "_manifest", "_manifest_writer", "_manifest_reader"},
     "_slices": {"errors"},
     "_opening": {"errors", "_engine", "config", "endpoint", "keys", "_port_owner"},
@@ -169,7 +171,18 @@ TOOLS = {
     "doctor": {"checkpoint", "pipeline"},
     "cli": {"checkpoint", "watch", "pipeline", "gateway", "doctor", "models"},
 }
-SHARED = {"errors", "extras", "config", "endpoint", "keys", "layers", "units", "version", "_port_owner"}
+SHARED = {
+    "errors",
+    "extras",
+    "config",
+    "endpoint",
+    "keys",
+    "layers",
+    "units",
+    "version",
+    "_port_owner",
+    "_shown",
+}
 # doctor asks whether the extension loads, and which versions of vLLM the plugin works with.
 EXTRA = {"software.py": {"_opening", "_engine", "vllm"}}
 

@@ -242,9 +242,19 @@ def test_mutated_heads_are_read_or_refused(data: st.DataObject) -> None:
         [1, 5, 1],
         [0],
         7,
+        {"x": 1},
+        [1, "x", [0, [6, 0], [6, 0]]],
+        [1, "x", [2, 0, "float32", False, [16]], "y", [2, 0, "uint8", False, [64]]],
+        [1, "x", [2, 0, "float32", False, [(1 << 62) - 1] * 100_000]],
     ],
 )
 def test_lying_manifest_is_refused(root: Any) -> None:
     for _ in range(3):  # a manifest that comes again is no better
         with pytest.raises(MalformedError):
             decode(msgspec.msgpack.encode([[64], root]), _engine.make_block(64))
+
+
+@pytest.mark.parametrize("root", [[1, "x", [2, 0, "float32", False, [0, 1 << 61, 1 << 61]]]])
+def test_shape_without_elements_that_torch_cannot_have_is_refused(root: Any) -> None:
+    with pytest.raises(MalformedError):
+        decode(msgspec.msgpack.encode([[0], root]), None)

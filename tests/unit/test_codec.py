@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import pickle  # noqa: TID251 - to compare sizes with
+import sys
 from typing import Any
 
 import msgspec
@@ -101,6 +102,7 @@ OBJECTS = {
         frozenset({3}),
         {1: "a", (2,): "b"},
     ],
+    "empty arrays": [np.zeros((0, 3), np.int32), np.zeros(0), np.array("2020-01-01", "M8[s]")],
     "tensors": [
         torch.zeros(0, 3),
         torch.tensor(5),
@@ -158,7 +160,17 @@ def test_a_class_that_is_not_on_the_list_is_not_built(name: str) -> None:
         ["tensor", "nn", [1], b"1234"],
         ["array", "|O", [1], b"12345678"],
         ["array", "<f4", [3], b"1234"],
+        ["tensor", "onnx", [1], b"1234"],
+        ["tensor", "float32", [0, 1 << 61, 1 << 61], b""],
+        ["tensor", "float32", [1], "1234"],
+        ["tensor", "uint8", [4], [1, 2, 3, 4]],
+        ["array", "i4,(2,)f4", [1], bytes(12)],
+        ["array", {"names": ["a"], "formats": ["O"]}, [1], bytes(8)],
+        ["array", [["a", "<i4"]], [1], b"1234"],
+        ["int", 3.5],
+        ["int", "9" * 5000],
         ["dtype", "load"],
+        ["dtype", "_dynamo"],
         [],
         ["nothing known"],
     ],
@@ -181,3 +193,19 @@ def test_a_cut_or_flipped_payload_is_an_error_and_nothing_else() -> None:
             codec.decode(bytes(flipped))
         except MalformedError:
             pass
+
+
+@pytest.mark.parametrize("name", ["onnx", "_dynamo", "_inductor", "_export"])
+def test_a_dtype_that_is_a_module_of_torch_is_not_imported(name: str) -> None:
+    before = set(sys.modules)
+    body = msgspec.msgpack.encode(msgspec.msgpack.Ext(1, msgspec.msgpack.encode(["dtype", name])))
+    with pytest.raises(MalformedError, match="unknown dtype"):
+        codec.decode(body)
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("given", [7, [(), {}], ((), []), ((), {1: 2}), ((), {}, 1), ([], {})])
+def test_arguments_of_a_call_are_a_tuple_and_a_dict_with_names(given: Any) -> None:
+    assert codec.decode_arguments(codec.encode(((1, "a"), {"b": 2}))) == ((1, "a"), {"b": 2})
+    with pytest.raises(MalformedError, match="argument"):
+        codec.decode_arguments(codec.encode(given))

@@ -57,3 +57,18 @@ def test_a_failure_names_its_stage_once() -> None:
     assert str(control.Failed(1, "out of memory")) == "stage 1 failed: out of memory"
     assert str(control.Failed(1, "stage 1 is lost")) == "stage 1 is lost"
     assert str(control.Failed(control.PIPELINE, "gap")) == "gap"
+
+
+def test_an_error_quotes_foreign_words_on_one_short_line_without_control_characters() -> None:
+    body = b"\x82\xa4verb\xa4stop\xda\xff\xff" + b"\x1b\n" * 32767 + b"x\x01"
+    with pytest.raises(MalformedError) as caught:
+        control.decode(body)
+    assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 32, 1 << 63])
+def test_an_epoch_that_no_head_can_carry_is_refused(number: int) -> None:
+    hello = control.Hello("s", 1, control.PROTOCOL_VERSION, "0", "0", 2, {}, {}, {})
+    hello.epoch = number
+    with pytest.raises(MalformedError, match="epoch"):
+        control.decode(control.encode(hello))

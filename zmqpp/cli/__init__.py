@@ -14,9 +14,11 @@ from zmqpp.cli import (
     check,
     demo,
     doctor,
+    drain,
     export,
     keygen,
     passing,
+    restart,
     serve,
     stage,
     status,
@@ -30,7 +32,21 @@ from zmqpp.version import __version__
 __all__ = ["main"]
 
 # In the order of a first use, which is that of --help.
-_COMMANDS = (demo, validate, export, check, serve, status, trace, bench, stage, keygen, doctor)
+_COMMANDS = (
+    demo,
+    validate,
+    export,
+    check,
+    serve,
+    status,
+    restart,
+    drain,
+    trace,
+    bench,
+    stage,
+    keygen,
+    doctor,
+)
 # Exit codes: 1 the pipeline failed, 2 the user's mistake, 128+N stopped by signal N, as shells have it.
 _FAILED, _USAGE = 1, 2
 

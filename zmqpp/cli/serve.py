@@ -25,7 +25,8 @@ Then, on the same machine:
   zmqpp status                   or http://127.0.0.1:8080/pipeline in a browser
 
 Options that zmqpp does not know, and all after `--`, go to every `vllm serve`.
-exit codes: 1 the pipeline failed, 2 a mistake in the options, 130 and 143 stopped by Ctrl-C or SIGTERM.
+exit codes: 0 ended by `zmqpp drain --stop`, 1 the pipeline failed, 2 a mistake in the options, 130 and 143 stopped by
+Ctrl-C or SIGTERM.
 """
 
 
@@ -98,22 +99,32 @@ def _add_running(add: Any) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="start all stages anew when one is lost, at most N times in a row; 0: end (default: %(default)s)",
+        help="replace a stage that is lost, at most N times in a row; 0: end (default: %(default)s)",
+    )
+    add(
+        "--drain-timeout",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM or Ctrl-C let running requests finish for so long (default: %(default)g)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal stops it, or the pipeline fails for good: never returns in good order."""
+    """Serve until a signal or `zmqpp drain --stop` ends it, or the pipeline fails for good."""
     require("httpx", "prometheus_client", "rich", "starlette", "uvicorn")
     from zmqpp.cli.serve_plan import serve_plan
     from zmqpp.cli.serve_screen import ServeScreen
     from zmqpp.gateway.app import build_app
+    from zmqpp.gateway.entrance import Entrance
     from zmqpp.gateway.server import GatewayServer, check_address
     from zmqpp.pipeline.launcher import Launcher
+    from zmqpp.pipeline.order_server import OrderServer
+    from zmqpp.pipeline.orders import Orders
     from zmqpp.pipeline.supervisor import Supervisor
 
-    if arguments.timeout <= 0 or arguments.max_restarts < 0:
-        raise ConfigError("--timeout must be above 0 seconds, and --max-restarts at least 0")
+    if arguments.timeout <= 0 or arguments.max_restarts < 0 or arguments.drain_timeout < 0:
+        raise ConfigError("--timeout must be above 0 seconds, --max-restarts and --drain-timeout at least 0")
     model, flags = take_positional(arguments.passed)
     plan = serve_plan(arguments, model, flags)
     check_address(arguments.host, arguments.port)
@@ -121,15 +132,22 @@ def run(arguments: argparse.Namespace) -> int:
         ServeScreen(plan) as screen,
         Launcher(plan, arguments.log_dir, on_interrupt=screen.say_stopping) as launcher,
     ):
+        entrance, orders = Entrance(), Orders()
         supervisor = Supervisor(
             launcher,
             max_restarts=arguments.max_restarts,
             timeout_s=arguments.timeout,
             on_poll=lambda: screen.show(launcher.states),
             on_event=screen.tell,
+            entrance=entrance,
+            orders=orders,
+            drain_s=arguments.drain_timeout,
         )
-        app = build_app(plan.api.url, supervisor)
-        with GatewayServer(app, arguments.host, arguments.port) as gateway:
+        app = build_app(plan.api.url, supervisor, entrance)
+        with (
+            GatewayServer(app, arguments.host, arguments.port) as gateway,
+            OrderServer(arguments.log_dir, orders, entrance),
+        ):
             screen.open(gateway.url, arguments.log_dir)
             supervisor.run()
     return 0

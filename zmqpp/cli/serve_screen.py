@@ -17,7 +17,11 @@ from zmqpp.watch.status import Event
 
 __all__ = ["ServeScreen"]
 
-_STYLES = {"ready": "green", "recovered": "green", "lost": "red", "restarting": "yellow"}
+_STYLES = {
+    **dict.fromkeys(("ready", "recovered", "restarted", "resumed"), "green"),
+    **dict.fromkeys(("lost", "refused"), "red"),
+    **dict.fromkeys(("restarting", "draining"), "yellow"),
+}
 
 
 class ServeScreen:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from zmqpp.gateway.entrance import Entrance
 from zmqpp.gateway.proxy import Proxy
 from zmqpp.gateway.source import Source, merged, unready
 from zmqpp.gateway.upstream import Upstream
@@ -29,16 +30,18 @@ _NOT_STORED = {"cache-control": "no-store"}
 _FROM_GATEWAY = [(b"x-zmqpp-gateway", b"1")]
 
 
-def build_app(upstream: str, source: Source) -> Starlette:
+def build_app(upstream: str, source: Source, entrance: Entrance | None = None) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
         upstream: `http://HOST:PORT` of stage 0.
         source: the launcher's word on the pipeline.
+        entrance: for whoever is to close it.
     Raises:
         ConfigError: `upstream` is no such address.
     """
-    own = _Own(Upstream(upstream), source)
+    entrance = entrance or Entrance()
+    own = _Own(Upstream(upstream), source, entrance)
     routes = [
         Route("/health", own.health),
         Route("/pipeline/status", own.status),
@@ -49,16 +52,17 @@ def build_app(upstream: str, source: Source) -> Starlette:
     app = Starlette(routes=routes, lifespan=own.lifespan)
     app.router.redirect_slashes = False
     # Not a route: a pattern would be matched against the decoded path.
-    app.router.default = Proxy(own.upstream, own.obstacle)
+    app.router.default = Proxy(own.upstream, entrance, own.obstacle)
     return app
 
 
 class _Own:
     """What the gateway answers itself."""
 
-    def __init__(self, upstream: Upstream, source: Source) -> None:
+    def __init__(self, upstream: Upstream, source: Source, entrance: Entrance) -> None:
         self.upstream = upstream
         self._source = source
+        self._entrance = entrance
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -76,6 +80,10 @@ class _Own:
     async def health(self, _request: Request) -> Response:
         status, answer = await asyncio.gather(self._merged(), self.upstream.get("/health", _STATUS_S))
         missing = unready(status)
+        if self._entrance.draining:
+            reason = f"new requests are refused; {self._entrance.running} run"
+            drained = {"status": "draining", "state": status.state, "reason": reason, "stages": []}
+            return JSONResponse(drained, 503, headers=_RETRY | _NOT_STORED)
         if status.state == "ready" and not missing and answer is not None and answer.status_code == 200:
             return JSONResponse({"status": "ok"}, headers=_NOT_STORED)
         reason = _why(status) if status.state != "ready" or missing else _stage_0_says(answer)

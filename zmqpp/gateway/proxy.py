@@ -16,6 +16,7 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from zmqpp.gateway.client import Client, Refusal, refuse
+from zmqpp.gateway.entrance import DRAINED, Entrance
 from zmqpp.gateway.headers import Headers, first, of_request, of_response
 from zmqpp.gateway.upstream import Upstream
 
@@ -27,10 +28,16 @@ _NOTICE_S = 0.5
 
 
 class Proxy:
-    """An ASGI application. `obstacle()` says why the pipeline cannot take requests now; None when it can."""
+    """An ASGI application.
 
-    def __init__(self, upstream: Upstream, obstacle: Callable[[], str | None]) -> None:
+    Args:
+        entrance: lets requests in, and counts them.
+        obstacle: says why the pipeline cannot take requests now; None when it can.
+    """
+
+    def __init__(self, upstream: Upstream, entrance: Entrance, obstacle: Callable[[], str | None]) -> None:
         self._upstream = upstream
+        self._entrance = entrance
         self._obstacle = obstacle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,31 +48,49 @@ class Proxy:
                 "this address passes no WebSockets on; connect to stage 0's own port",
             )
             return await refuse(send, refusal, [(b"connection", b"close")])
-        if reason := self._obstacle():
-            return await refuse(send, Refusal(503, "ServiceUnavailableError", reason))
+        if reason := self._reason_against():
+            return await refuse(send, Refusal(503, _KINDS[503], reason))
         await self._pass(_Exchange(self._upstream, scope, send), Client(receive))
 
     async def _pass(self, exchange: _Exchange, client: Client) -> None:
         reading = asyncio.create_task(client.read())
-        passing = asyncio.create_task(exchange.run(client))
+        passing = asyncio.create_task(self._admitted(exchange, client))
         try:
             await asyncio.wait((reading, passing), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # The server is being stopped. Not raised again: it has nobody to tell but the log.
             await _ended(passing)
-            return await exchange.fail(503, "the pipeline is being stopped")
+            return await exchange.fail(503, self._obstacle() or "the pipeline is being stopped")
         finally:
             if reading.done() and not passing.done():
                 exchange.client_gone = True
             await _ended(reading)
             failure = await _ended(passing)
-        if isinstance(failure, httpx.LocalProtocolError) and not exchange.client_gone:
+        if isinstance(failure, Refusal) and not exchange.client_gone:
+            await exchange.fail(failure.status, str(failure))
+        elif isinstance(failure, httpx.LocalProtocolError) and not exchange.client_gone:
             await exchange.fail(400, f"this request cannot be passed on: {failure}")
         elif isinstance(failure, httpx.TransportError) and not exchange.client_gone:
             unreached = isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout))
             await exchange.fail(503 if unreached else 502, await self._explain(failure))
-        elif failure is not None and not isinstance(failure, asyncio.CancelledError):
+        elif failure is not None and not isinstance(failure, asyncio.CancelledError | Refusal):
             raise failure
+
+    def _reason_against(self) -> str | None:
+        """What can be said before the request's body is asked for."""
+        if self._entrance.draining:
+            return DRAINED
+        return None if self._entrance.held else self._obstacle()
+
+    async def _admitted(self, exchange: _Exchange, client: Client) -> None:
+        """Raises Refusal when it is not let in, else as the exchange does."""
+        await self._entrance.enter()
+        try:
+            if reason := self._obstacle():  # It may have waited.
+                raise Refusal(503, _KINDS[503], reason)
+            await exchange.run(client)
+        finally:
+            self._entrance.leave()
 
     async def _explain(self, failure: httpx.TransportError) -> str:
         for _ in range(10):

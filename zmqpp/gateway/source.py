@@ -14,6 +14,13 @@ __all__ = ["Source", "merged", "unready"]
 _EVENTS = 100
 _SAME_S = 10.0
 """The launcher looks at stage 0's health after the engine has said that it is ready."""
+_SAME = {
+    "lost": ("lost", "restarting"),
+    "refused": ("refused",),
+    "recovered": ("recovered", "restarted"),
+    "ready": ("ready", "recovered", "restarted"),
+}
+"""The engine's kind of an event, and the launcher's."""
 
 
 class Source(Protocol):
@@ -44,11 +51,15 @@ def merged(ours: PipelineStatus, theirs: PipelineStatus | None) -> PipelineStatu
         model=theirs.model or ours.model,
         total_stages=theirs.total_stages or ours.total_stages,
         restarts=max(ours.restarts, theirs.restarts),
-        recoveries=max(ours.recoveries, theirs.recoveries),
+        recoveries=max(ours.recoveries, theirs.recoveries - ours.replacements),
+        # To the engine a stage that is replaced in good order is lost like any other.
+        losses=max(ours.losses, theirs.losses - ours.replacements),
+        replacements=ours.replacements,
+        draining=ours.draining,
         stages=[
             _stage(known.get(index), measured.get(index)) for index in sorted(known.keys() | measured.keys())
         ],
-        events=_in_order([*ours.events, *theirs.events]),
+        events=_joined(ours.events, theirs.events),
     )
 
 
@@ -78,16 +89,22 @@ def _stage(ours: StageStatus | None, theirs: StageStatus | None) -> StageStatus:
     )
 
 
-def _in_order(events: Iterable[Event]) -> list[Event]:
-    """By time; what both saw, once."""
-    seen: dict[tuple[str, int | None, str], list[Event]] = {}
-    for event in sorted(events, key=lambda event: event.at):
-        # "ready" to the engine is "recovered" to the launcher, which knows of earlier ones.
-        kind = "ready" if event.kind == "recovered" else event.kind
-        same = seen.setdefault((kind, event.stage, event.text), [])
-        if not same or event.at - same[-1].at > _SAME_S:
-            same.append(event)
-        elif event.kind == "recovered":
-            same[-1] = event
-    kept = [event for same in seen.values() for event in same]
-    return sorted(kept, key=lambda event: event.at)[-_EVENTS:]
+def _joined(ours: Iterable[Event], theirs: Iterable[Event]) -> list[Event]:
+    """By time; what both saw, once, in the words of whoever knows more: the launcher, but for how long it took."""
+    known = list(ours)
+    for event in theirs:
+        same = next((one for one in known if _is_same(one, event)), None)
+        if same is None:
+            known.append(event)
+        elif event.kind == same.kind == "recovered":
+            known[known.index(same)] = event
+    return sorted(known, key=lambda event: event.at)[-_EVENTS:]
+
+
+def _is_same(ours: Event, theirs: Event) -> bool:
+    """To the engine a stage that is replaced as asked for is lost, and recovered; a new engine knows of none before."""
+    if abs(ours.at - theirs.at) > _SAME_S:
+        return False
+    if theirs.kind in ("lost", "refused") and ours.stage != theirs.stage:
+        return False
+    return ours.kind in _SAME.get(theirs.kind, ())

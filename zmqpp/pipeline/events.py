@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_VARIABLE = "ZMQPP_EVENTS"
+TRIAL_VARIABLE = "ZMQPP_ON_TRIAL"
+"""Set for a stage that replaces another one: until it is ready, its failure is told to the launcher alone."""
 
 
 def emit(stage: int, event: str, **fields: Any) -> None:

@@ -8,21 +8,22 @@ with Launcher(plan, log_dir) as launcher:
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from zmqpp.errors import ConfigError, LaunchError
+from zmqpp.errors import LaunchError
 from zmqpp.pipeline.client import is_healthy
-from zmqpp.pipeline.events import EVENTS_VARIABLE, read_events
+from zmqpp.pipeline.events import EVENTS_VARIABLE, TRIAL_VARIABLE, read_events
 from zmqpp.pipeline.guard import Guard
-from zmqpp.pipeline.plan import PipelinePlan
-from zmqpp.pipeline.process import StageProcess
+from zmqpp.pipeline.log_folder import own_log_dir
+from zmqpp.pipeline.plan import PipelinePlan, StagePlan
+from zmqpp.pipeline.process import StageProcess, killed_by
+from zmqpp.pipeline.session import signal_process
 from zmqpp.pipeline.signals import StopSignals
 from zmqpp.pipeline.stage_log import clear_line
 from zmqpp.pipeline.state import StageState
@@ -34,6 +35,7 @@ _LOADING_GRACE_S = 3.0
 _FOLLOW_S = 2.0
 """For the other stages to follow when stage 0 has stopped."""
 _EXIT_S = 1.0
+_REFUSALS = 100
 _KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
@@ -56,11 +58,15 @@ class Launcher:
         self.states = [StageState(stage.index) for stage in plan.stages]
         self.culprit: StageState | None = None
         """Of the last LaunchError: the stage that failed first, if one did."""
+        self.stage_plans = list(plan.stages)
+        """What each stage runs with now, and is started with the next time."""
+        self.refusals: deque[tuple[int, str, str]] = deque(maxlen=_REFUSALS)
+        """Stage, address and reason of peers that were not let in, until someone takes them out."""
         self._log_dir = log_dir
         self._grace_s = grace_s
         self._on_interrupt = on_interrupt
         self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
-        self._events_path = log_dir / "events.jsonl"
+        self.events_path = log_dir / "events.jsonl"
         self._events_offset = 0
         self._signals = StopSignals()
         self._guard = Guard(grace_s)
@@ -69,7 +75,7 @@ class Launcher:
 
     def __enter__(self) -> Launcher:
         with ExitStack() as entering:
-            entering.enter_context(_own_log_dir(self._log_dir))
+            entering.enter_context(own_log_dir(self._log_dir))
             entering.enter_context(self._signals)
             with self._signals.held():
                 entering.enter_context(self._guard)
@@ -85,13 +91,16 @@ class Launcher:
         self.culprit = None
         with _told_as_launch_error():
             self._log_dir.mkdir(parents=True, exist_ok=True)  # Someone may have cleaned up since.
-            self._events_path.write_bytes(b"")
+            self.events_path.write_bytes(b"")
             self._events_offset = 0
-            for stage, process, state in zip(self.plan.stages, self._processes, self.states, strict=True):
+            for stage in self.stage_plans:
                 with self._signals.held():
-                    state.started_s = time.time()
-                    environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
-                    self._guard.watch(process.start(stage.command(), environment))
+                    self._start_stage(stage)
+
+    def _start_stage(self, stage: StagePlan, **more: str) -> None:
+        self.states[stage.index].started_s = time.time()
+        environment = {**stage.environment, EVENTS_VARIABLE: str(self.events_path.absolute()), **more}
+        self._guard.watch(self._processes[stage.index].start(stage.command(), environment))
 
     def restart(self) -> None:
         """End what is left of every stage, and start all of them anew; their last logs become `stage_I.log.1`.
@@ -99,31 +108,52 @@ class Launcher:
         Raises:
             LaunchError: as `start`.
         """
-        deadline = time.monotonic() + _FOLLOW_S
-        self._await_end(self._processes, deadline)  # Neighbours of a lost stage leave by themselves.
+        self._await_end(self._processes, time.monotonic() + _FOLLOW_S)  # They leave by themselves.
         self._end(time.monotonic() + self._grace_s)
         with _told_as_launch_error():
             for process in self._processes:
                 process.keep_log()
-        self.states[:] = [StageState(stage.index) for stage in self.plan.stages]
+        self.states[:] = [StageState(stage.index) for stage in self.stage_plans]
         self.start()
+
+    def stop_stage(self, index: int) -> bool:
+        """End one stage's process in good order, while the others wait for the next; False where it had to be killed.
+
+        Stage 0 is killed outright: in good order it would end the whole pipeline. What it has started leaves by itself.
+        """
+        process = self._processes[index]
+        if index == 0 and process.exit_code() is None:
+            signal_process(process.pid, signal.SIGKILL)
+        process.terminate()
+        self._await_end([process], time.monotonic() + self._grace_s)
+        left = process.is_gone()
+        self._reap(process)
+        return left
 
     def restart_stage(self, index: int) -> None:
         """Start one stage anew while the others wait for it; its last log becomes `stage_I.log.1`.
 
+        It is on trial until it is ready: should it fail before, another one may take its place.
+
         Raises:
             LaunchError: as `start`.
         """
-        stage, process = self.plan.stages[index], self._processes[index]
+        process = self._processes[index]
+        self._reap(process)
+        with _told_as_launch_error(), self._signals.held():
+            process.keep_log()
+            self._read_events()  # The last words of the one before are not of this one.
+            self.states[index] = StageState(index, on_trial=True)
+            self._start_stage(self.stage_plans[index], **{TRIAL_VARIABLE: "1"})
+
+    def _reap(self, process: StageProcess) -> None:
         pid = process.pid
         process.reap()
         self._guard.forget(pid)
-        with _told_as_launch_error(), self._signals.held():
-            process.keep_log()
-            state = self.states[index] = StageState(index)
-            state.started_s = time.time()
-            environment = {**stage.environment, EVENTS_VARIABLE: str(self._events_path.absolute())}
-            self._guard.watch(process.start(stage.command(), environment))
+
+    def runs(self, index: int) -> bool:
+        """Whether a process of this stage does. Never blocks."""
+        return self._processes[index].pid > 0 and self._processes[index].exit_code() is None
 
     def pids(self) -> list[int]:
         """Of the stages' processes, in stage order; 0 where none runs. Thread: any."""
@@ -134,18 +164,31 @@ class Launcher:
         return [process.log_path for process in self._processes]
 
     def lost_stages(self) -> list[int]:
-        """Stages whose process ended without a reason of its own: another one may take its place. Never blocks."""
+        """Stages whose process ended and whose place another one may take. Never blocks."""
         ended = [process.exit_code() is not None for process in self._processes]
         self._read_events()
-        if any(state.phase == "failed" for state in self.states):
-            return []  # The pipeline itself has failed: `check` says why.
+        if self.has_failed:
+            return []  # `check` says why.
         return [index for index, over in enumerate(ended) if over]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the pipeline itself has: a stage gave a reason of its own, and was not on trial."""
+        return any(state.phase == "failed" and not state.on_trial for state in self.states)
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether a further signal came after the one that asked to stop."""
+        return self._signals.count > 1
+
     def how_it_ended(self, index: int) -> str:
-        """`stage 1 was killed by SIGKILL; its log is ...`, of a process that has ended."""
-        code = self._processes[index].exit_code() or 0
-        how = f"ended (exit code {code})" if code >= 0 else _killed_by(-code)
-        return f"stage {index} {how}; its log is {self._processes[index].log_path}"
+        """`stage 1 was killed by SIGKILL; its log is ...`, of a process that has ended and is to be replaced."""
+        code, path = self._processes[index].exit_code() or 0, self._processes[index].log_path
+        if code < 0:
+            return f"stage {index} {killed_by(-code)}; its log is {path}.1"
+        reason = self.states[index].reason or (clear_line(path) if code else "")
+        told = f": {reason.removeprefix(f'stage {index}: ')}" if reason else ""
+        return f"stage {index} ended (exit code {code}){told}; its log is {path}.1"
 
     def all_ready(self) -> bool:
         """Whether every stage has said so, and stage 0 answers."""
@@ -220,9 +263,7 @@ class Launcher:
             process.terminate()
         self._await_end(self._processes, deadline)
         for process in self._processes:
-            pid = process.pid
-            process.reap()
-            self._guard.forget(pid)
+            self._reap(process)
         self._read_events()
 
     def _await_end(self, processes: Sequence[StageProcess], deadline: float) -> None:
@@ -239,10 +280,12 @@ class Launcher:
             self.stop()
 
     def _read_events(self) -> bool:
-        events, self._events_offset = read_events(str(self._events_path), self._events_offset)
+        events, self._events_offset = read_events(str(self.events_path), self._events_offset)
         for event in events:
             if 0 <= event.get("stage", -1) < len(self.states):
                 self.states[event["stage"]].apply(event)
+                if event.get("event") == "refused":
+                    self.refusals.append((event["stage"], str(event.get("peer")), str(event.get("why"))))
         return bool(events)
 
     def _failure(self, state: StageState, process: StageProcess) -> LaunchError:
@@ -251,7 +294,7 @@ class Launcher:
         # Who is killed has no last word; its log ends with what it did before.
         state.fail("" if killed else clear_line(process.log_path))
         reason = state.reason.removeprefix(f"stage {state.index}: ")
-        how = "failed" if code is None else f"ended (exit code {code})" if code >= 0 else _killed_by(-code)
+        how = "failed" if code is None else f"ended (exit code {code})" if code >= 0 else killed_by(-code)
         told = f": {reason}" if reason else ""
         return LaunchError(f"stage {state.index} {how}{told}; its log is {process.log_path}")
 
@@ -268,15 +311,6 @@ class Launcher:
         return f"not ready after {timeout_s:g} s: {what}; the logs are in {self._log_dir}"
 
 
-def _killed_by(signum: int) -> str:
-    try:
-        name = signal.Signals(signum).name
-    except ValueError:
-        name = f"signal {signum}"
-    memory = ", perhaps by the kernel for want of memory (see dmesg)" if signum == signal.SIGKILL else ""
-    return f"was killed by {name}{memory}"
-
-
 @contextmanager
 def _told_as_launch_error() -> Iterator[None]:
     try:
@@ -284,29 +318,3 @@ def _told_as_launch_error() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise LaunchError(f"the stages cannot be started: {where}{error.strerror or error}") from error
-
-
-@contextmanager
-def _own_log_dir(path: Path) -> Iterator[None]:
-    """Create the folder and hold it, so that two pipelines do not write the same logs."""
-    try:
-        if not path.exists():
-            path.mkdir(parents=True)
-            (path / ".gitignore").write_text("*\n")
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigError(f"log folder {path}: {error.strerror}") from error
-    try:
-        _lock(folder, path)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _lock(folder: int, path: Path) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"log folder {path} is in use by another pipeline; choose another with --log-dir"
-        ) from None

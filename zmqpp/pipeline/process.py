@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zmqpp.pipeline.session import kill_session, session_members, signal_process
 
-__all__ = ["StageProcess"]
+__all__ = ["StageProcess", "killed_by"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REAP_S = 1.0
@@ -83,6 +83,16 @@ class StageProcess:
         except subprocess.TimeoutExpired:
             pass  # The kernel holds it, and it is dead as soon as it is let go; subprocess collects it then.
         self._process, self._exit_code = None, None
+
+
+def killed_by(signum: int) -> str:
+    """How a person is told of it: `was killed by SIGSEGV`."""
+    try:
+        name = signal.Signals(signum).name
+    except ValueError:
+        name = f"signal {signum}"
+    memory = ", perhaps by the kernel for want of memory (see dmesg)" if signum == signal.SIGKILL else ""
+    return f"was killed by {name}{memory}"
 
 
 def _die_with_parent() -> Callable[[], None]:

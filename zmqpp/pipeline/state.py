@@ -55,6 +55,8 @@ class StageState:
     """When it came to its phase; unix seconds, as below."""
     settled_s: float | None = None
     """When it became ready or failed."""
+    on_trial: bool = False
+    """It replaces another one and was not ready yet: its failure is its own, unless the engine has decided so."""
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take in one event; unknown events and fields are left for later releases."""
@@ -68,6 +70,7 @@ class StageState:
         self.reason = self.reason or str(event.get("reason", ""))
         if "bytes" in event:
             self.size_bytes = event["bytes"]
+        self.on_trial &= phase != "ready" and not event.get("decided")
         if phase in ("ready", "failed") and self.settled_s is None:
             self.settled_s = float(event.get("t", time.time()))
 

@@ -1,14 +1,18 @@
-"""Keeps a pipeline served: waits until it is ready, watches it, and replaces stages that are lost."""
+"""Keeps a pipeline served: waits until it is ready, watches it, replaces stages that are lost, carries out orders."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.launcher import Launcher
-from zmqpp.pipeline.state import StageState
-from zmqpp.watch.status import Event, Layers, LinkCounters, PipelineStatus, StageStatus
+from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart
+from zmqpp.pipeline.rolling import Rolling, wait_until_idle
+from zmqpp.pipeline.signals import StopRequested
+from zmqpp.pipeline.stage_status import stage_status
+from zmqpp.watch.status import Event, PipelineStatus
 
 __all__ = ["Supervisor"]
 
@@ -29,6 +33,8 @@ class Supervisor:
         max_restarts: in a row; 0 ends everything at the first failure.
         timeout_s: until all stages must be ready, each time.
         on_poll: called about ten times a second while stages load; on_event: with every event.
+        entrance, orders: without them no order is carried out.
+        drain_s: how long requests that run may go on after SIGTERM.
     Thread: `run` on the main thread; `status` on any.
     """
 
@@ -40,17 +46,22 @@ class Supervisor:
         timeout_s: float,
         on_poll: Callable[[], None] = lambda: None,
         on_event: Callable[[Event], None] = lambda event: None,
+        entrance: Entrance | None = None,
+        orders: Orders | None = None,
+        drain_s: float = 0.0,
     ) -> None:
         self._launcher = launcher
+        self._entrance, self._orders, self._drain_s = entrance, orders or Orders(), drain_s
+        self._was_draining = False
         self._max_restarts, self._timeout_s = max_restarts, timeout_s
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
-        self._restarts = self._recoveries = self._in_a_row = 0
+        self._restarts = self._recoveries = self._losses = self._replacements = self._in_a_row = 0
         self._ready_at = self._back_by = 0.0
         self._events: list[Event] = []
 
     def run(self) -> None:
-        """Start the stages and keep them running; returns never.
+        """Start the stages and keep them running; returns when an order says so.
 
         Raises:
             LaunchError: they did not become ready the first time, or failed too often in a row.
@@ -59,37 +70,122 @@ class Supervisor:
         try:
             self._launcher.start()
             self._await_ready("ready")
-            while True:
-                try:
-                    self._look_after()
-                    time.sleep(_POLL_S)
-                except LaunchError as error:
-                    self._restart_after(error)
+            while not self._turn():
+                time.sleep(_POLL_S)
+            self._enter("stopped", "")
         except LaunchError as error:
             self._enter("failed", str(error))
+            raise
+        except StopRequested:
+            self._let_finish()
+            self._enter("stopped", "")
             raise
         except BaseException:
             self._enter("stopped", "")
             raise
+        finally:
+            self._orders.close(f"the pipeline {self._state}{self._reason and f': {self._reason}'}")
 
-    def _look_after(self) -> None:
+    def _turn(self) -> bool:
+        """True when an order ended the pipeline."""
+        try:
+            self.look_after()
+            return self._obey(self._orders.take())
+        except LaunchError as error:
+            self._restart_after(error)
+            return False
+
+    def look_after(self, replaced: int | None = None) -> None:
         """Replace each stage that is lost, while the others wait for it, and tell when all are there again.
 
+        Args:
+            replaced: this one is being replaced by someone who looks after it.
         Raises:
             LaunchError: the pipeline itself failed, or one was lost too often, or is not back in time.
         """
         launcher = self._launcher
-        if lost := launcher.lost_stages():
+        self._note_news()
+        if lost := [index for index in launcher.lost_stages() if index != replaced]:
             self._replace(lost)
-        elif self._state != "recovering":
+        elif self._state != "recovering" or launcher.has_failed:
             launcher.check()
         elif launcher.all_ready():
             self._ready_at = time.monotonic()
-            self._recoveries += 1
             self._enter("ready", "")
-            self._note("recovered", f"all {launcher.plan.total} stages are ready")
-        elif time.monotonic() > self._back_by:
+            if replaced is None:
+                self._recoveries += 1
+                self.note("recovered", f"all {launcher.plan.total} stages are ready")
+        elif replaced is None and time.monotonic() > self._back_by:
             raise LaunchError(f"not ready {self._timeout_s:g} s after it was lost: {self._reason}")
+
+    def expect(self, index: int, reason: str) -> None:
+        """Stage `index` is about to be replaced at someone's order; it is no loss, and does not count as one."""
+        self._replacements += 1
+        self._back_by = time.monotonic() + self._timeout_s
+        self._enter("recovering", reason)
+        self.note("restarting", reason, index)
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    # ---- orders ------------------------------------------------------------------------------------------
+
+    def _obey(self, order: Order | None) -> bool:
+        """True when it ends the pipeline."""
+        if order is None or self._entrance is None:
+            return False
+        try:
+            if isinstance(order, Restart):
+                Rolling(self._launcher, self, self._entrance, self._timeout_s).run(order)
+            elif isinstance(order, Drain):
+                return self._drain(order, self._entrance)
+        except LaunchError as error:
+            order.finish(1, f"the pipeline failed meanwhile: {error}")
+            raise
+        return False
+
+    def _drain(self, order: Drain, entrance: Entrance) -> bool:
+        entrance.drain()
+        self._note_news()
+        left = wait_until_idle(
+            entrance, order.timeout_s, order.say, self.look_after, lambda: not entrance.draining
+        )
+        if not entrance.draining:
+            order.finish(1, "requests are taken again, as someone else has asked for")
+        elif left:
+            order.finish(1, f"{left} requests still run after {order.timeout_s:g} s; new ones are refused")
+        else:
+            then = "the pipeline ends" if order.stop else "new ones are refused until `zmqpp drain --resume`"
+            order.finish(0, f"no request is left; {then}")
+            return order.stop
+        return False
+
+    def _let_finish(self) -> None:
+        """Requests that run, after the signal to stop and for as long as they may; a further signal ends the wait."""
+        entrance, launcher = self._entrance, self._launcher
+        if entrance is None or not self._drain_s or self._state not in ("ready", "recovering"):
+            return
+        entrance.drain()
+        try:
+            self._note_news()
+            say = partial(self.note, "draining")
+            wait_until_idle(entrance, self._drain_s, say, self.look_after, lambda: launcher.is_hurried)
+        except LaunchError:
+            pass  # It ends anyhow.
+
+    def _note_news(self) -> None:
+        """What came about elsewhere: refused peers, and the entrance closed or opened."""
+        while self._launcher.refusals:
+            stage, address, reason = self._launcher.refusals.popleft()
+            self.note("refused", f"stage {stage} refused a peer at {address}: {reason}", stage)
+        draining = self._entrance is not None and self._entrance.draining
+        if draining != self._was_draining:
+            self._was_draining = draining
+            text = "new requests are refused" if draining else "requests are taken again"
+            self.note("draining" if draining else "resumed", text)
+
+    # ---- losses ------------------------------------------------------------------------------------------
 
     def _replace(self, lost: list[int]) -> None:
         launcher = self._launcher
@@ -97,14 +193,15 @@ class Supervisor:
         if self._in_a_row >= self._max_restarts:
             launcher.check()  # Which raises, and is noted once.
         reason = "; ".join(launcher.how_it_ended(index) for index in lost)
+        self._losses += len(lost)
         for index in lost:
-            self._note("lost", launcher.how_it_ended(index), index)
+            self.note("lost", launcher.how_it_ended(index), index)
         self._in_a_row += 1
         self._restarts += 1
         self._back_by = time.monotonic() + self._timeout_s
         self._enter("recovering", reason)
         stages = ", ".join(f"stage {index}" for index in lost)
-        self._note("restarting", f"starting {stages} anew ({self._limit})", lost[0])
+        self.note("restarting", f"starting {stages} anew ({self._limit})", lost[0])
         if self._in_a_row > 1:
             time.sleep(self._pause_s)
         for index in lost:
@@ -113,6 +210,10 @@ class Supervisor:
     def _forgive(self) -> None:
         if time.monotonic() - self._ready_at > _FORGIVEN_S:
             self._in_a_row = 0
+
+    def _given_up(self, error: LaunchError) -> str:
+        many = f"; given up after {self._in_a_row} restarts in a row" if self._in_a_row else ""
+        return f"{error}{many}"
 
     @property
     def _limit(self) -> str:
@@ -129,7 +230,7 @@ class Supervisor:
         self._ready_at = time.monotonic()
         self._recoveries += kind == "recovered"
         self._enter("ready", "")
-        self._note(kind, f"all {self._launcher.plan.total} stages are ready")
+        self.note(kind, f"all {self._launcher.plan.total} stages are ready")
 
     def _restart_after(self, error: LaunchError) -> None:
         """Until they are ready again.
@@ -140,13 +241,14 @@ class Supervisor:
         self._forgive()
         while True:
             culprit = self._launcher.culprit
-            self._note("lost", str(error), culprit.index if culprit else None)
+            self._losses += culprit is not None
+            self.note("lost", str(error), culprit.index if culprit else None)
             if self._in_a_row >= self._max_restarts:
-                raise error
+                raise LaunchError(self._given_up(error)) from None
             self._in_a_row += 1
             self._restarts += 1
             self._enter("restarting", str(error))
-            self._note("restarting", f"starting all {self._launcher.plan.total} stages anew ({self._limit})")
+            self.note("restarting", f"starting all {self._launcher.plan.total} stages anew ({self._limit})")
             time.sleep(self._pause_s)
             try:
                 self._launcher.restart()
@@ -157,8 +259,9 @@ class Supervisor:
 
     def _enter(self, state: str, reason: str) -> None:
         self._state, self._since, self._reason = state, time.time(), reason
+        self._orders.state = state
 
-    def _note(self, kind: str, text: str, stage: int | None = None) -> None:
+    def note(self, kind: str, text: str, stage: int | None = None) -> None:
         event = Event(time.time(), kind, text, stage)
         self._events = [*self._events, event][-_EVENTS:]
         self._on_event(event)
@@ -175,29 +278,11 @@ class Supervisor:
             at=time.time(),
             model=names[0] if names else launcher.plan.model,
             total_stages=launcher.plan.total,
-            stages=[_stage(state, pid, str(log)) for state, pid, log in known],
+            stages=[stage_status(state, pid, str(log)) for state, pid, log in known],
             restarts=self._restarts,
             recoveries=self._recoveries,
+            losses=self._losses,
+            replacements=self._replacements,
+            draining=self._entrance is not None and self._entrance.draining,
             events=list(self._events),
         )
-
-
-def _stage(state: StageState, pid: int, log: str) -> StageStatus:
-    start, end, total = state.start_layer, state.end_layer, state.total_layers
-    layers = (
-        Layers(start, end, total) if start is not None and end is not None and total is not None else None
-    )
-    return StageStatus(
-        stage=state.index,
-        state=state.phase,
-        since=state.since_s,
-        reason=state.reason
-        or state.progress
-        or (f"waiting for {state.waiting_for}" if state.waiting_for else ""),
-        pid=pid,
-        layers=layers,
-        parameters=state.parameters or 0,
-        weight_bytes=state.size_bytes or 0,
-        link=LinkCounters(lane=state.lane.partition(" ")[0] or None),
-        log=log,
-    )

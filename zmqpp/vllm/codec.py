@@ -13,7 +13,6 @@ one field more still understands.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +21,18 @@ import msgspec
 import numpy as np
 import torch
 
+from zmqpp._manifest import fills
+from zmqpp._numpy_types import parse_dtype
+from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat
+from zmqpp.vllm.wire_fields import MISSING, Factory, fields_of
 
 _OBJECT = 1
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
-_MISSING = object()
+# Found once: to ask torch for a foreign name would let it import whatever it loads lazily.
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 
 
 def encode(value: Any) -> bytes:
@@ -52,8 +56,23 @@ def decode(body: bytes) -> Any:
         raise
     except Exception as error:
         raise MalformedError(
-            f"payload of {len(body)} bytes cannot be read: {type(error).__name__}: {error}"
+            f"payload of {len(body)} bytes cannot be read: {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def decode_arguments(body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, and those by name.
+
+    Raises:
+        MalformedError: as `decode`, or they are none.
+    """
+    given = decode(body)
+    if type(given) is not tuple or [type(part) for part in given] != [tuple, dict]:
+        raise MalformedError(f"payload of {len(body)} bytes holds no arguments of a call")
+    args, kwargs = given
+    if not all(type(name) is str for name in kwargs):
+        raise MalformedError(f"payload of {len(body)} bytes holds an argument without a name")
+    return args, kwargs
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
@@ -123,9 +142,9 @@ def _writer_for(kind: type, where: str) -> Callable[[Any, str], Any]:
 
 def _pack_fields(value: Any, where: str) -> dict[str, Any]:
     packed = {}
-    for field, default in _fields(type(value)):
-        content = getattr(value, field, _MISSING)
-        if content is _MISSING or _same_plain(content, default):
+    for field, default in fields_of(type(value)):
+        content = getattr(value, field, MISSING)
+        if content is MISSING or _same_plain(content, default):
             continue
         packed[field] = _pack(content, f"{where}.{field}")
     return packed
@@ -184,7 +203,9 @@ def _unpack_ext(code: int, body: memoryview) -> Any:
 def _reader_for(name: str) -> Callable[[list[Any]], Any]:
     kind = compat.wire_class(name)
     if kind is None:
-        raise MalformedError(f"payload holds a {name}, which zmqpp does not accept from another stage")
+        raise MalformedError(
+            f"payload holds a {one_line(name)}, which zmqpp does not accept from another stage"
+        )
     if issubclass(kind, enum.Enum):
         return lambda content: kind(content[0])
     if issubclass(kind, tuple):
@@ -202,109 +223,84 @@ def _build_named_tuple(kind: Any, content: list[Any]) -> Any:
 
 def _build(kind: type, given: dict[str, Any]) -> Any:
     """An object of `kind` without running its constructor."""
-    known = dict(_fields(kind))
+    known = dict(fields_of(kind))
     if unknown := given.keys() - known.keys():
         raise MalformedError(
-            f"payload holds a {kind.__name__} with fields this vLLM does not know ({', '.join(sorted(unknown))}); "
-            f"give all stages the same vLLM version"
+            f"payload holds a {kind.__name__} with fields this vLLM does not know "
+            f"({one_line(', '.join(sorted(unknown)))}); give all stages the same vLLM version"
         )
     put = msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__
     value = kind.__new__(kind)
     for field, default in known.items():
-        content = given.get(field, _MISSING)
-        if content is _MISSING:
+        content = given.get(field, MISSING)
+        if content is MISSING:
             content = _default_of(kind, field, default)
         put(value, field, content)
     return value
 
 
 def _default_of(kind: type, field: str, default: Any) -> Any:
-    if isinstance(default, _Factory):
+    if isinstance(default, Factory):
         return default.make()
-    if default is _MISSING:
+    if default is MISSING:
         raise MalformedError(f"payload holds a {kind.__name__} without its field {field}")
     return default
 
 
 def _build_tensor(content: list[Any]) -> torch.Tensor:
     name, shape, body = content
-    dtype = getattr(torch, name, None) if type(name) is str else None
-    if not isinstance(dtype, torch.dtype):
-        raise MalformedError(f"payload holds a tensor of unknown dtype {name!r}")
-    _check_size(shape, dtype.itemsize, len(body), f"tensor of {name}")
+    dtype = _build_dtype([name])
+    _check_size(shape, dtype.itemsize, body, f"tensor of {name}")
     if not body:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 def _build_array(content: list[Any]) -> np.ndarray:
-    dtype, shape, body = np.dtype(content[0]), content[1], content[2]
-    if dtype.hasobject:
-        raise MalformedError(f"payload holds a numpy array of {dtype}")
-    _check_size(shape, dtype.itemsize, len(body), f"array of {dtype}")
+    described, shape, body = content
+    if type(described) is not str:
+        raise MalformedError(f"payload holds a numpy array of {shown(described)}")
+    dtype = parse_dtype(described)
+    _check_size(shape, dtype.itemsize, body, f"array of {dtype}")
+    if not body:
+        return np.empty(shape, dtype=dtype)
     return np.frombuffer(bytearray(body), dtype=dtype).reshape(shape)
 
 
-def _check_size(shape: Any, itemsize: int, given: int, what: str) -> None:
+def _check_size(shape: Any, itemsize: int, body: Any, what: str) -> None:
+    if type(body) is not bytes:
+        raise MalformedError(f"payload holds a {what} without bytes")
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
-        raise MalformedError(f"payload holds a {what} of shape {shape!r}")
-    needed = itemsize
-    for n in shape:
-        needed *= n
-    if needed != given:
-        raise MalformedError(f"payload holds a {what} of shape {shape} in {given} bytes, not {needed}")
+        raise MalformedError(f"payload holds a {what} of shape {shown(shape)}")
+    if not fills(shape, itemsize, len(body)):
+        raise MalformedError(f"payload holds a {what} of shape {shown(shape)} in {len(body)} bytes")
 
 
 def _build_dtype(content: list[Any]) -> torch.dtype:
-    dtype = getattr(torch, str(content[0]), None)
-    if not isinstance(dtype, torch.dtype):
-        raise MalformedError(f"payload holds an unknown dtype {content[0]!r}")
+    (name,) = content
+    dtype = _DTYPES.get(name) if type(name) is str else None
+    if dtype is None:
+        raise MalformedError(f"payload holds an unknown dtype {shown(name)}")
     return dtype
+
+
+def _build_int(content: list[Any]) -> int:
+    (text,) = content
+    if type(text) is not str:
+        raise MalformedError(f"payload holds {shown(text)} for a large number")
+    return int(text)
 
 
 _readers: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "int": lambda content: int(content[0]),
+    "int": _build_int,
     "dict": lambda content: dict(zip(content[::2], content[1::2], strict=True)),
     "tensor": _build_tensor,
     "array": _build_array,
     "dtype": _build_dtype,
 }
-
-
-# ---- what a class is made of -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Factory:
-    make: Callable[[], Any]
-
-
-_fields_of: dict[type, list[tuple[str, Any]]] = {}
-
-
-def _fields(kind: type) -> list[tuple[str, Any]]:
-    """(field, default) of a dataclass or Struct; `_MISSING` where there is none, `_Factory` where it is made."""
-    found = _fields_of.get(kind)
-    if found is None:
-        found = _fields_of[kind] = _find_fields(kind)
-    return found
-
-
-def _find_fields(kind: type) -> list[tuple[str, Any]]:
-    if issubclass(kind, msgspec.Struct):
-        return [(f.name, _default(f, msgspec.NODEFAULT)) for f in msgspec.structs.fields(kind)]
-    return [(f.name, _default(f, dataclasses.MISSING)) for f in dataclasses.fields(kind)]
-
-
-def _default(field: Any, absent: Any) -> Any:
-    if field.default is not absent:
-        return field.default
-    if field.default_factory is not absent:
-        return _Factory(field.default_factory)
-    return _MISSING
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,8 @@
 """Every private name of vLLM that zmqpp leans on, in one place, with the versions it was checked against.
 
 `SYMBOLS` is what the contract test walks: when vLLM moves one of them, that test fails by its name, and so
-does start-up (`check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here.
+does start-up (`check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here
+(but for what `warm.py` tries, and can do without).
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from zmqpp import control
-from zmqpp.errors import ConfigError, StageError, UnsupportedError, ZmqppError
-from zmqpp.layers import LayerRange, check_contiguous
+from zmqpp.errors import StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.first_stage import FirstStage
+from zmqpp.vllm.fit import check_fit, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.recovery import Recovery
@@ -34,7 +34,6 @@ from zmqpp.watch import span
 from zmqpp.watch.board import Board
 from zmqpp.watch.clock import Asked
 from zmqpp.watch.snapshot import Publisher
-from zmqpp.watch.status import Layers
 from zmqpp.watch.trace import chrome_trace
 
 logger = init_logger("vllm.zmqpp.executor")
@@ -79,13 +78,13 @@ class ExternalStageExecutor(Executor):
     # ---- bringing the stages up --------------------------------------------------------------------------
 
     def _greet(self) -> None:
-        self.greet(startup_s(), self._say_waiting())
+        self.fit(self.greet(startup_s(), self._say_waiting()))
 
     def greet(self, timeout_s: float, waiting: Callable[[float], None]) -> list[control.HelloReply]:
-        """Every stage's place, once the ring is closed and its stages fit together.
+        """Every stage's place, once the ring is closed.
 
         Raises:
-            ZmqppError: they do not, or not in time.
+            ZmqppError: it was not, in time.
         """
         hello = control.Hello(
             session=self.session,
@@ -98,31 +97,13 @@ class ExternalStageExecutor(Executor):
             weights=sample_weights(self.model_config.model),
             settings=shared_settings(self.vllm_config),
         )
-        replies = self.ring.hello(hello, timeout_s, waiting)
-        total = replies[0].total_layers
-        ranges = {r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}
-        for reply in replies:
-            if reply.total_layers != total:
-                raise ConfigError(
-                    f"stage {reply.stage} counts {reply.total_layers} layers in its model, stage 0 {total}: "
-                    f"give every stage the same model and the same --hf-overrides"
-                )
-        check_contiguous(ranges, total)
-        for reply in replies:
-            self._introduce(reply)
-            logger.info(
-                "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
-                *(reply.stage, ranges[reply.stage], total, reply.host, reply.pid, reply.vllm_version),
-            )
-        return replies
+        return self.ring.hello(hello, timeout_s, waiting)
 
-    def _introduce(self, reply: control.HelloReply) -> None:
-        """What the status knows of a stage before it runs."""
-        stage = self.board.stage(reply.stage)
-        stage.layers = Layers(reply.start_layer, reply.end_layer, reply.total_layers)
-        stage.host, stage.pid = reply.host, reply.pid
-        stage.bound, stage.connect = reply.bound, reply.connect
-        stage.zmqpp_version, stage.vllm_version = reply.zmqpp_version, reply.vllm_version
+    def fit(self, replies: list[control.HelloReply]) -> None:
+        """Raises ConfigError where the stages do not make up the model."""
+        check_fit(replies)
+        for reply in replies:
+            introduce(self.board, reply)
 
     def _say_waiting(self) -> Callable[[float], None]:
         said = 0.0

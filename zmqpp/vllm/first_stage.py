@@ -126,6 +126,7 @@ def run_first_stage(
     from zmqpp.vllm.identity import own_range
     from zmqpp.vllm.stage import Stage
     from zmqpp.vllm.timeouts import startup_s, step_s
+    from zmqpp.vllm.warm import warm_up
 
     # Ctrl-C reaches the whole terminal group; the engine decides when its stages end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,7 +136,7 @@ def run_first_stage(
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
-    show_warnings()
+    show_warnings(0)
     try:
         link = Link(
             bind=str(options.bind),
@@ -148,6 +149,7 @@ def run_first_stage(
             config=options.transport_config(),
             bear_silence=True,  # an engine that stands still a while; when it dies, this process dies with it
         )
+        warm_up(vllm_config.model_config.model)
         layers = own_range(options, vllm_config.model_config)
         log = init_logger("vllm.zmqpp.stage").info
         Stage(options, link, lambda _: (vllm_config, layers), log, startup_s(), step_s()).run()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import msgspec
 
 from zmqpp import control
 from zmqpp.errors import ConfigError, UnsupportedError, ZmqppError
+from zmqpp.layers import LayerRange
 from zmqpp.version import __version__
 from zmqpp.vllm import compat
 from zmqpp.vllm.options import StageOptions
 
-__all__ = ["StartOver", "check_unchanged", "check_versions"]
+__all__ = ["StartOver", "check_unchanged", "check_versions", "introduction"]
 
 
 class StartOver(ZmqppError):
@@ -45,6 +49,24 @@ def check_unchanged(before: control.Hello | None, hello: control.Hello, index: i
     """
     if before is None or _lasting(before) != _lasting(hello):
         raise StartOver(f"stage {index}: stage 0 came back with another model or other settings")
+
+
+def introduction(
+    options: StageOptions, bound: str, layers: LayerRange, total_layers: int
+) -> control.HelloReply:
+    """What this stage says of itself, to be told whether it is ready, and for which epoch."""
+    return control.HelloReply(
+        stage=options.stage_idx,
+        total_layers=total_layers,
+        start_layer=layers.start,
+        end_layer=layers.end,
+        zmqpp_version=__version__,
+        vllm_version=compat.vllm_version(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        bound=bound,
+        connect=str(options.connect),
+    )
 
 
 def _lasting(hello: control.Hello) -> control.Hello:

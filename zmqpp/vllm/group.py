@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from vllm.distributed.parallel_state import GroupCoordinator
 
-from zmqpp.errors import UnsupportedError
+from zmqpp._shown import shown
+from zmqpp.errors import TensorMismatchError, UnsupportedError
 from zmqpp.tickets import Done, RecvTicket, SendTicket
 from zmqpp.transport import Link
 from zmqpp.watch.recorder import Recorder
@@ -18,15 +19,17 @@ from zmqpp.watch.recorder import Recorder
 class _Received:
     """Fills the dict that was handed out when the receive was posted."""
 
-    def __init__(self, ticket: RecvTicket, target: dict[str, Any], recorder: Recorder) -> None:
-        self._ticket, self._target, self._recorder = ticket, target, recorder
+    def __init__(self, ticket: RecvTicket, target: dict[str, Any], group: PipelineGroup) -> None:
+        self._ticket, self._target, self._group = ticket, target, group
 
     def is_completed(self) -> bool:
         return self._ticket.is_completed()
 
     def wait(self) -> None:
-        with self._recorder.waiting():
-            self._target.update(self._ticket.wait())
+        with self._group.recorder.waiting():
+            received = self._ticket.wait()
+        self._group.check(received)
+        self._target.update(received)
 
 
 class _Sent:
@@ -72,6 +75,23 @@ class PipelineGroup(GroupCoordinator):
         self.use_custom_op_call = False
         self.use_cpu_custom_send_recv = False
         self._pending_isends = deque()
+        self._expected: dict[str, Any] | None = None
+
+    def expect(self, activations: Any) -> None:
+        """Take only tensors like those of `activations`, vLLM's buffers for them, from now on; None: take any."""
+        if activations is not None:
+            self._expected = {name: held.shape[1:] for name, held in activations.items()}
+
+    def check(self, received: dict[str, Any]) -> None:
+        """Raise TensorMismatchError where `received` are not the activations that this stage's model takes."""
+        for name, value in received.items() if self._expected is not None else ():
+            wanted = self._expected.get(name)
+            if wanted is None or not isinstance(value, torch.Tensor) or value.shape[1:] != wanted:
+                like = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise TensorMismatchError(
+                    f"stage {self.rank}: step {self.step}: {shown(name)} from stage {self.rank - 1} is {shown(like)}: "
+                    f"not an activation of this model"
+                )
 
     def isend_tensor_dict(
         self,
@@ -96,7 +116,7 @@ class PipelineGroup(GroupCoordinator):
         self._check_neighbour("src", src, (self.rank - 1) % self.world_size)
         target: dict[str, Any] = {}
         ticket = self.link.irecv_dict(tag=self.step, timeout_s=self.timeout_s)
-        return target, [_Received(ticket, target, self.recorder)], []
+        return target, [_Received(ticket, target, self)], []
 
     def send_tensor_dict(self, tensor_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Blocking form of `isend_tensor_dict`."""

@@ -6,12 +6,21 @@ stage's end is noticed.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 from zmqpp import control
-from zmqpp.errors import LaunchError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
-from zmqpp.pipeline.events import emit
+from zmqpp.errors import (
+    LaunchError,
+    PeerLostError,
+    ProtocolError,
+    RecvTimeout,
+    RemoteError,
+    StageError,
+    ZmqppError,
+)
+from zmqpp.pipeline.events import TRIAL_VARIABLE, emit
 from zmqpp.transport import Link, Route
 from zmqpp.vllm.options import StageOptions
 
@@ -37,7 +46,11 @@ class Place:
         self.index = options.stage_idx
         self.link = link
         self.is_last = options.is_last
+        self.in_use = False
+        """Of a pipeline that has served: the engine alone decides whether it is over."""
         self._patience_s = patience_s
+        self.on_trial = bool(os.environ.get(TRIAL_VARIABLE))
+        """This stage replaces another one and was not ready yet: the others do without it should it fail."""
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
         self._lost = ""
@@ -114,34 +127,46 @@ class Place:
                     raise error from None
             while_idle()
 
-    def rejoin(self, timeout_s: float, log: Callable[[str], None]) -> control.AnyMessage:
+    def rejoin(
+        self, timeout_s: float, log: Callable[[str], None], wrong: ZmqppError | None = None
+    ) -> control.AnyMessage:
         """After a neighbour was lost, or the step given up: the message with which the engine goes on.
 
         What belongs to the epoch that ended is dropped.
 
+        Args:
+            wrong: what came from the place before cannot be used, and nothing more is read of it.
         Raises:
             RemoteError: the pipeline has failed. LaunchError: nothing came in `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        message = self._renew_previous(log)
+        message = self._renew_previous(log, wrong)
         while message is None:
             self._renew_next()
             try:
                 message = self._that_counts(control.decode(self.link.recv_control(_REJOIN_POLL_S).body))
             except RecvTimeout:
-                if time.monotonic() > deadline:
-                    gone = f"stage {self.index}: {self._lost}stage 0 did not take the pipeline up again"
-                    raise LaunchError(f"{gone} in {timeout_s:.0f} s") from None
+                pass
+            except ProtocolError as error:
+                message = self._renew_previous(log, error)
             except ZmqppError:
                 message = self._renew_previous(log)
+            if message is None and time.monotonic() > deadline:
+                gone = f"stage {self.index}: {self._lost}stage 0 did not take the pipeline up again"
+                raise LaunchError(f"{gone} in {timeout_s:.0f} s")
         return message
 
-    def _renew_previous(self, log: Callable[[str], None]) -> control.AnyMessage | None:
-        """Open the receiving half anew if it broke, and say so downstream; or what is still to be read from it."""
-        error = self.link.previous_error()
+    def _renew_previous(
+        self, log: Callable[[str], None], wrong: ZmqppError | None = None
+    ) -> control.AnyMessage | None:
+        """Open the receiving half anew if it broke or brings `wrong`, and say so downstream.
+
+        Or what is still to be read from it.
+        """
+        error = self.link.previous_error() or wrong
         if error is None:
             return None
-        if (unread := self._unread()) is not None:
+        if wrong is None and (unread := self._unread()) is not None:
             return unread
         if self.index == 0:
             raise self.explain(error)
@@ -187,7 +212,9 @@ class Place:
 
     def _that_counts(self, message: control.AnyMessage) -> control.AnyMessage | None:
         """What is not of the epoch that ended: all, if the engine has not begun with anything in this one."""
-        greets = isinstance(message, control.Hello | control.Failed | control.Stop)
+        if isinstance(message, control.Failed):
+            return message if message.decided or not self.in_use else None
+        greets = isinstance(message, control.Hello | control.Stop)
         return message if greets or self._just_greeted else None
 
     # ---- writing -----------------------------------------------------------------------------------------
@@ -199,8 +226,10 @@ class Place:
         self.link.send_control(control.encode(message), route=Route.REPLY, timeout_s=self._patience_s)
 
     def tell(self, failed: control.Failed) -> None:
-        """Tell everyone downstream, and through the engine everyone else."""
-        emit(failed.stage, "failed", reason=failed.reason)
+        """Tell everyone downstream, and through the engine everyone else; on trial, the launcher alone."""
+        emit(failed.stage, "lost" if self.in_use else "failed", reason=failed.reason)
+        if self.on_trial:
+            return
         try:
             self.link.send_control(
                 control.encode(failed), route=Route.NOTICE, timeout_s=_FAREWELL_S + _TELL_S
@@ -237,7 +266,12 @@ class Place:
 
 
 def tell_next(options: StageOptions, reason: str) -> None:
-    """Tell the next stage, and through it all others, why this one never came; waits a little for it to connect."""
+    """Tell the next stage, and through it all others, why this one never came; waits a little for it to connect.
+
+    On trial nobody is told: they wait for another one.
+    """
+    if os.environ.get(TRIAL_VARIABLE):
+        return
     after = "the engine" if options.is_last else f"stage {options.stage_idx + 1}"
     try:
         with Link(

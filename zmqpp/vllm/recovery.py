@@ -19,7 +19,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import RequestStatus
 
 from zmqpp import control
-from zmqpp.errors import ConnectError, DeadlineError, ZmqppError
+from zmqpp.errors import ConfigError, ConnectError, DeadlineError, RemoteError, ZmqppError
 from zmqpp.vllm import compat
 from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.stage import RESTORE
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.zmqpp.recovery")
 
 _MOST_ATTEMPTS = 100
+_MOST_FAILURES, _FAILURES_S = 5, 600.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -47,6 +48,8 @@ class Recovery:
     ) -> None:
         self._executor = executor
         self._waiting = waiting
+        self._failures: list[float] = []
+        """When stages ended for reasons of their own."""
         ring = executor.ring
         ring.recover = self.run
         ring.on_lost = self._tell_lost
@@ -70,12 +73,13 @@ class Recovery:
         started = time.monotonic()
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             left_s = recovery_s() - (time.monotonic() - started)
-            if left_s <= 0:
+            if left_s <= 0 or self._fails_too_often(ring.lost):
                 break
             try:
                 self._bring_back(left_s)
                 self._resume()
             except StageLost as again:
+                reason = str(again)
                 logger.info("during recovery: %s", again)
                 time.sleep(min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** min(attempt, 10)))
             except ConnectError as error:
@@ -90,9 +94,24 @@ class Recovery:
             else:
                 self._tell_recovered(time.monotonic() - started)
                 return
-        waited = time.monotonic() - started
-        ring.refuse(f"{reason}; it was not back after {waited:.0f} s")
-        raise ring.failure  # type: ignore[misc]  # refuse has set it
+        raise self._give_up(reason, time.monotonic() - started)
+
+    def _fails_too_often(self, lost: control.Lost | None) -> bool:
+        """Whoever is killed may come back for ever; one that ends for a reason of its own will do so again."""
+        now = time.monotonic()
+        if lost is not None and lost.failed:
+            self._failures = [*(at for at in self._failures if now - at < _FAILURES_S), now]
+        return len(self._failures) > _MOST_FAILURES
+
+    def _give_up(self, reason: str, waited_s: float) -> ZmqppError:
+        ring = self._executor.ring
+        often = len(self._failures) > _MOST_FAILURES
+        ring.refuse(
+            f"{reason}; that was the {len(self._failures)}th failure within {_FAILURES_S / 60:.0f} minutes"
+            if often
+            else f"{reason}; it was not back after {waited_s:.0f} s"
+        )
+        return ring.failure or RemoteError(reason)
 
     def _bring_back(self, timeout_s: float) -> None:
         executor, ring = self._executor, self._executor.ring
@@ -101,8 +120,15 @@ class Recovery:
         ring.renew(executor.epoch)
         replies = executor.greet(timeout_s, self._waiting())
         fresh = [reply.stage for reply in replies if not reply.ready]
-        for method, args, kwargs in executor.init_log if fresh else ():
-            ring.call(method, args, kwargs, only=fresh).result()
+        try:
+            executor.fit(replies)
+            for method, args, kwargs in executor.init_log if fresh else ():
+                ring.call(method, args, kwargs, only=fresh).result()
+        except (ConfigError, RemoteError) as error:
+            if not fresh:
+                raise
+            ring.send_away(fresh, str(error))
+            raise StageLost(str(error)) from None
 
     def _resume(self) -> None:
         executor, ring = self._executor, self._executor.ring

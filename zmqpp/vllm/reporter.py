@@ -52,4 +52,4 @@ class Reporter:
         if start:
             self.recorder.start_trace()
         spans = [] if start else self.recorder.end_trace()
-        return span.encode(span.StageSpans(self._place.index, spans))
+        return span.encode(span.StageSpans.here(self._place.index, spans))

@@ -6,6 +6,7 @@ that a stage lost in an idle moment is noticed too. `_reading` says who reads.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from zmqpp import control
 from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
@@ -120,8 +122,14 @@ class EngineRing:
         """Give the last stage the grammar mask that `step` waits for."""
         self._send(control.Sample(step, codec.encode(grammar_output)), tag=step)
 
+    def send_away(self, stages: list[int], reason: str) -> None:
+        """Tell these stages that others are awaited in their places."""
+        self._send(control.Refused(stages, reason), route=Route.NOTICE)
+
     def stop(self) -> None:
-        """Tell every stage to leave."""
+        """Tell every stage to leave; on trial they stay, and wait for another stage 0."""
+        if self._on_trial:
+            return
         try:
             self.link.send_control(control.encode(control.Stop()), route=Route.REQUEST, timeout_s=1.0)
         except ZmqppError:
@@ -191,8 +199,8 @@ class EngineRing:
                 self._hello[message.stage] = message
         elif isinstance(message, control.Lost):
             raise self._lose(message.stage, message.reason)
-        elif isinstance(message, control.Failed):
-            raise self._fail(message)
+        elif isinstance(message, control.Failed) and 0 <= message.stage < self.stages:
+            raise self._lose(message.stage, str(message), failed=True)
 
     def _look_around(self) -> None:
         try:
@@ -217,12 +225,12 @@ class EngineRing:
             return self._lose(0, str(exited))
         return self._lose(0, f"stage 0's process is lost: {error}")
 
-    def _lose(self, stage: int, reason: str) -> StageError:
+    def _lose(self, stage: int, reason: str, failed: bool = False) -> StageError:
         """The first loss of an epoch counts; without anybody to recover it is the end."""
         if self.recover is None:
             return self._fail(control.Failed(stage, reason))
         if self.lost is None:
-            self.lost = control.Lost(stage, reason)
+            self.lost = control.Lost(stage, reason, failed)
             self.on_lost(self.lost)
         return StageLost(reason)
 
@@ -267,12 +275,19 @@ class EngineRing:
         self._steps.clear()
         self._calls.clear()
         try:
-            self.link.send_control(control.encode(notice), route=Route.NOTICE, timeout_s=0.5)
+            decided = control.Failed(notice.stage, notice.reason, notice.traceback, decided=True)
+            if not self._on_trial:
+                self.link.send_control(control.encode(decided), route=Route.NOTICE, timeout_s=0.5)
         except ZmqppError:
             pass  # Stage 0 is among the dead; the others see their links break.
         if self.on_failure is not None:
             self.on_failure(error)
         return error
+
+    @property
+    def _on_trial(self) -> bool:
+        """This stage 0 replaces another one and was not ready yet: the stages do without it should it fail."""
+        return self.recover is None and bool(os.environ.get(TRIAL_VARIABLE))
 
     def _watch(self) -> None:
         while not self._closing.wait(_POLL_S) and self.failure is None:

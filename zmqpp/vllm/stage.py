@@ -13,8 +13,6 @@ Thread: everything here runs on the process's main thread.
 
 from __future__ import annotations
 
-import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,14 +24,15 @@ from zmqpp.errors import (
     PeerLostError,
     ProtocolError,
     RemoteError,
+    StageError,
     ZmqppError,
 )
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
-from zmqpp.version import __version__
-from zmqpp.vllm import codec, compat
-from zmqpp.vllm.greeting import StartOver, check_unchanged, check_versions
+from zmqpp.vllm import codec
+from zmqpp.vllm.answers import Answers
+from zmqpp.vllm.greeting import StartOver, check_unchanged, check_versions, introduction
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.reporter import Reporter
@@ -54,7 +53,6 @@ RESTORE = "zmqpp.restore"
 """Rpc method: the requests that go on after a loss; all others are forgotten."""
 START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
 """Rpc methods: keep spans from now on; give them."""
-
 
 _ENGINE_FIRST_S = 5.0
 """The engine gives up first, and says why to all it still reaches."""
@@ -105,8 +103,7 @@ class Stage:
         self._recovery_s = 1.1 * recovery_s() + _ENGINE_FIRST_S
         self._hello: control.Hello | None = None
         self._hello_reply: control.HelloReply | None = None
-        self._answers: dict[tuple[str, bytes], bytes] = {}
-        """Of the calls that brought this stage up."""
+        self._answers = Answers()
         self._ready = self._was_ready = False
 
     def run(self) -> None:
@@ -131,42 +128,57 @@ class Stage:
             raise
         except Exception as error:
             self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
-            raise
+            if isinstance(error, ZmqppError):
+                raise
+            traceback.print_exc()
+            raise StageError(f"stage {self.index} failed: {describe(error)}") from None
         finally:
             self.place.leave(self._reporter.recorder.steps if self._reporter else 0)
 
     def _rejoin(self, error: ZmqppError) -> control.AnyMessage:
-        """A neighbour is gone, or the engine began another epoch: what this stage has loaded stays."""
-        link = self.place.link
-        broken = link.previous_error() is not None or link.next_error() is not None
-        if self._config is None or not (broken or isinstance(error, PeerLostError)):
+        """A neighbour is gone or not to be understood, or the engine began another epoch: what is loaded stays."""
+        if self._config is None:
             raise error
-        if self.index == 0 and link.previous_error() is not None:
+        wrong = error if isinstance(error, ProtocolError) and self.place.link.next_error() is None else None
+        if self.index == 0 and (wrong or self.place.link.previous_error()) is not None:
             raise self.place.explain(error) from None
-        return self.place.rejoin(self._recovery_s, self.log)
+        return self.place.rejoin(self._recovery_s, self.log, wrong)
 
     def _say_farewell(self) -> None:
-        """Stopped by a signal: one that was running will be replaced, one that was not cannot be waited for."""
-        if not self._ready:
+        """Stopped by a signal: one that was running will be replaced, one that starts with all others is missed."""
+        if not self.place.in_use and self._hello is not None:
             self.place.tell(control.Failed(self.index, "stopped by a signal"))
+
+    def _hear(self, failed: control.Failed) -> None:
+        """Raises RemoteError, where it is over."""
+        if failed.decided:
+            emit(max(failed.stage, 0), "failed", reason=str(failed), decided=True)
+        if failed.decided or not self.place.in_use:
+            raise RemoteError(str(failed))
 
     def _handle(self, message: control.AnyMessage) -> bool:
         """Act on one message; False ends the loop."""
-        if isinstance(message, control.Exec):
-            self._run_step(message)
-        elif isinstance(message, control.Sample):
-            self._run_sample(message)
+        if isinstance(message, control.Exec | control.Sample):
+            if not self._ready:
+                pass  # Meant for the process that was here before, and kept for this one by the stage before.
+            elif isinstance(message, control.Exec):
+                self._run_step(message)
+            else:
+                self._run_sample(message)
         elif isinstance(message, control.Rpc):
             self._run_rpc(message)
         elif isinstance(message, control.Hello):
             self._run_hello(message)
         elif isinstance(message, control.Failed):
-            raise RemoteError(str(message))
+            self._hear(message)
+        elif isinstance(message, control.Refused) and self.index in message.stages:
+            raise ConfigError(message.reason)
         return not isinstance(message, control.Stop)
 
     # ---- coming up ---------------------------------------------------------------------------------------
 
     def _run_hello(self, hello: control.Hello) -> None:
+        self.place.in_use |= hello.epoch > 0
         check_versions(hello, self.options)
         if self._hello == hello and self._hello_reply is not None:
             self.place.reply(self._hello_reply)  # The engine repeats itself until it has heard everyone.
@@ -187,20 +199,9 @@ class Stage:
             self._worker.forget_requests()
         total_layers = self._config.model_config.get_total_num_hidden_layers()
         self._layers.check_within(total_layers, self.index)
-        reply = control.HelloReply(
-            stage=self.index,
-            total_layers=total_layers,
-            start_layer=self._layers.start,
-            end_layer=self._layers.end,
-            zmqpp_version=__version__,
-            vllm_version=compat.vllm_version(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            bound=str(self.place.link.bound),
-            connect=str(self.options.connect),
-            ready=self._ready,
-            epoch=hello.epoch,
-        )
+        bound = str(self.place.link.bound)
+        reply = introduction(self.options, bound, self._layers, total_layers)
+        reply.ready, reply.epoch = self._ready, hello.epoch
         self._hello_reply = reply
         self.place.reply(reply)
 
@@ -235,17 +236,15 @@ class Stage:
             if rpc.method == WARM_UP:
                 self._get_ready()
             return
-        args, kwargs = codec.decode(rpc.payload)
-        if rpc.method == LOAD:
+        if rpc.method == LOAD and self._worker is None:
             loaded = codec.encode(self._load())
-            self._answers[LOAD, rpc.payload] = loaded
+            self._answers.keep(rpc, loaded)
             self.place.reply(control.RpcReply(rpc.call, self.index, payload=loaded))
             return
         try:
-            result = self._call(rpc.method, args, kwargs)
-            answer = codec.encode(result)
+            answer = codec.encode(self._call(rpc.method, *codec.decode_arguments(rpc.payload)))
             if not self._ready:
-                self._answers[rpc.method, rpc.payload] = answer
+                self._answers.keep(rpc, answer)
             reply = control.RpcReply(rpc.call, self.index, payload=answer)
         except (PeerLostError, StartOver):
             raise
@@ -264,14 +263,15 @@ class Stage:
         Raises:
             StartOver: it was brought up otherwise, for an earlier stage 0.
         """
-        known = self._answers.get((rpc.method, rpc.payload))
+        known = self._answers.to(rpc)
         if known is None and self._was_ready:
-            raise StartOver(f"stage {self.index}: stage 0 came back and asks for another {rpc.method}")
+            raise StartOver(f"stage {self.index}: stage 0 came back and asks for another {rpc.method[:80]}")
         return known
 
     def _get_ready(self) -> None:
         """From here on steps come, and are counted."""
-        self._ready = self._was_ready = True
+        self._ready = self._was_ready = self.place.in_use = True
+        self.place.on_trial = False
         lane = self.place.next_lane()
         self._reporter = Reporter(self.place, self._built())
         self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
@@ -293,10 +293,10 @@ class Stage:
     def _run_step(self, step: control.Exec) -> None:
         scheduled = codec.decode(step.payload)
         if not step.tokens:
-            self._built().execute(step.step, scheduled)
+            self._built().execute(step.step, step.tokens, scheduled)
             return
         with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
-            output = self._built().execute(step.step, scheduled)
+            output = self._built().execute(step.step, step.tokens, scheduled)
             if self.options.is_last and output is None and step.sample:
                 output = self._built().sample(None)
         if self.options.is_last and output is not None:

@@ -15,14 +15,16 @@ from vllm.platforms import current_platform
 from vllm.utils.network_utils import get_file_store_init_method
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from zmqpp.errors import ConfigError
+from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.transport import Link
 from zmqpp.vllm import compat
 from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.restore import forget, restore
+from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
+from zmqpp.vllm.worker_methods import may_be_called
 from zmqpp.watch.status import Memory
 
 PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"
@@ -79,6 +81,7 @@ class StageWorker:
         if not self.report.parameters:
             # Another loader than vLLM's default one (dummy weights, a format of its own) was asked for.
             self.report.count(dict(self.wrapper.worker.model_runner.model.named_parameters()))
+        self.group.expect(getattr(self.wrapper.worker.model_runner, "intermediate_tensors", None))
         return self.report
 
     def _replace_distributed(self) -> None:
@@ -136,20 +139,39 @@ class StageWorker:
         )
 
     def call(self, method: str, args: Any, kwargs: Any) -> Any:
-        """Run a public method of vLLM's worker by name.
+        """Run a method of vLLM's worker that other stages may call, by its name.
 
         Raises:
             ConfigError: no such method. Whatever the method raises.
         """
-        target = None if method.startswith("_") else getattr(self.wrapper, method, None)
+        known = may_be_called(method, self._extension)
+        target = getattr(self.wrapper, method, None) if known else None
         if not callable(target):
-            raise ConfigError(f"stage {self.stage} has no worker method {method!r}")
+            raise ConfigError(f"stage {self.stage} has no worker method {method[:80]!r} that others may call")
         return target(*args, **kwargs)
 
-    def execute(self, step: int, scheduler_output: Any) -> Any:
-        """Forward pass of one step; receives and sends the activations through the pipeline group."""
+    @property
+    def _extension(self) -> Any:
+        """The class of `--worker-extension-cls`, which vLLM has made a base of the worker's."""
+        name = str(self.config.parallel_config.worker_extension_cls or "").rpartition(".")[2]
+        bases = type(self.wrapper.worker).__mro__ if name else ()
+        return next((base for base in bases if base.__name__ == name), None)
+
+    def execute(self, step: int, tokens: int, scheduler_output: Any) -> Any:
+        """Forward pass of one step; receives and sends the activations through the pipeline group.
+
+        Raises:
+            MalformedError: it cannot run here. Whatever vLLM raises.
+        """
+        runner = self.wrapper.worker.model_runner
+        check_step(scheduler_output, tokens, runner.requests, self._limits())
         self.group.step = step
         return _finished(self.wrapper.execute_model(scheduler_output))
+
+    def _limits(self) -> StepLimits:
+        if not self.runs:
+            raise LaunchError(f"stage {self.stage}: asked to run before it had a KV cache")
+        return StepLimits.of(self.wrapper.worker.model_runner)
 
     @property
     def runs(self) -> bool:
@@ -163,6 +185,7 @@ class StageWorker:
 
     def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
         """Go on with `requests`, which have generated `outputs`; all others are forgotten."""
+        check_restored(requests, outputs, self._limits())
         self.forget_requests()
         restore(self.wrapper.worker, requests, outputs, samples=self.group.is_last_rank)
 
@@ -185,7 +208,13 @@ class StageWorker:
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def sample(self, grammar_output: Any) -> Any:
-        """Sample the step just run (last stage)."""
+        """Sample the step just run (last stage).
+
+        Raises:
+            MalformedError: the mask is none. Whatever vLLM raises.
+        """
+        if grammar_output is not None:
+            check_grammar(grammar_output, self._limits())
         return _finished(self.wrapper.sample_tokens(grammar_output))
 
 

@@ -18,6 +18,7 @@ from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.settings import adopt
 from zmqpp.vllm.stage import Stage, describe
 from zmqpp.vllm.timeouts import startup_s, step_s
+from zmqpp.vllm.warm import warm_up
 from zmqpp.vllm.warning_lines import show_warnings
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     index = options.stage_idx
     set_process_title(f"zmqpp_stage_{index}")
     log = init_logger("vllm.zmqpp.stage").info
-    show_warnings()
+    show_warnings(index)
     link = Link(
         bind=str(options.bind),
         connect=str(options.connect),
@@ -56,6 +57,8 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     )
     signal.signal(signal.SIGTERM, _leave)
     log(f"stage {index}: bound to {link.bound}, waiting for stage {index - 1} at {link.connect}")
+
+    warm_up(engine_args.model)
 
     def configure(hello: control.Hello) -> tuple[VllmConfig, LayerRange]:
         return _configure(engine_args, options, hello)

@@ -23,6 +23,7 @@ WINDOW_S = 3.0
 """Over which rates are taken."""
 _LEAST_WINDOW_S = 1.0
 _EVENTS = 100
+_KNOCKING_S = 60.0
 _NS = 1e-9
 
 
@@ -76,6 +77,8 @@ class Board:
         self._samples: list[deque[Sample]] = [deque() for _ in range(stages)]
         self._generated: deque[tuple[int, int]] = deque()
         self._trace: StageSpans | None = None
+        self._refused: dict[int, float] = {}
+        """When a stage's refused peers were an event last."""
         self.version = 0
         """Grows with every change, so that whoever publishes need not compare."""
 
@@ -103,6 +106,7 @@ class Board:
             self.version += 1
             self._status.state, self._status.since, self._status.reason = "failed", now, reason
             if index is not None:
+                self._status.losses += 1
                 stage = self._status.stages[index]
                 stage.state, stage.since, stage.reason = "lost", now, reason
             self._note(Event(now, "lost" if index is not None else "failed", reason, index))
@@ -114,6 +118,7 @@ class Board:
             self.version += 1
             status = self._status
             status.state, status.since, status.reason = "recovering", now, reason
+            status.losses += 1
             stage = status.stages[index]
             stage.state, stage.since, stage.reason = "lost", now, reason
             self._note(Event(now, "lost", reason, index))
@@ -132,6 +137,14 @@ class Board:
             self._note(
                 Event(now, "recovered", f"the pipeline goes on after {seconds:.1f} s, no request was lost")
             )
+
+    def _note_refused(self, index: int, more: int) -> None:
+        """One who keeps knocking is one event a minute."""
+        now = time.time()
+        if now - self._refused.get(index, 0.0) > _KNOCKING_S:
+            self._refused[index] = now
+            text = f"stage {index} refused {more} peers: its log says whom, and why"
+            self._note(Event(now, "refused", text, index))
 
     def _note(self, event: Event) -> None:
         self._status.events = [*self._status.events, event][-_EVENTS:]
@@ -170,6 +183,8 @@ class Board:
         with self._lock:
             self.version += 1
             stage = self._status.stages[index]
+            if (more := report.link.refused - stage.link.refused) > 0:
+                self._note_refused(index, more)
             stage.device, stage.memory, stage.link = report.device, report.memory, report.link
             stage.steps, stage.tokens, stage.last_step = report.steps, report.tokens, report.last_step
             stage.step_seconds, stage.batch_requests = report.step_seconds, report.batch_requests
@@ -188,13 +203,13 @@ class Board:
     def start_trace(self) -> None:
         """Note from now on when each step is sent and comes back."""
         with self._lock:
-            self._trace = StageSpans(ENGINE, [])
+            self._trace = StageSpans.here(ENGINE, [])
 
     def end_trace(self) -> StageSpans:
         """What was noted since."""
         with self._lock:
             trace, self._trace = self._trace, None
-        return trace or StageSpans(ENGINE, [])
+        return trace or StageSpans.here(ENGINE, [])
 
     # ---- reading -----------------------------------------------------------------------------------------
 

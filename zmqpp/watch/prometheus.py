@@ -57,6 +57,7 @@ class _Metrics(Collector):
         status = self._status
         gauges = (
             ("up", "1 when the whole pipeline takes requests, 0 otherwise.", status.state == "ready"),
+            ("draining", "1 while new requests are refused and those that run go on.", status.draining),
             ("state_timestamp_seconds", "Unix time since when the pipeline is in its state.", status.since),
             ("stages", "Stages the pipeline has when it is complete.", status.total_stages),
             ("in_flight_steps", "Steps on the ring now.", status.in_flight),
@@ -73,6 +74,8 @@ class _Metrics(Collector):
         counters = (
             ("steps", "Steps the pipeline has finished.", status.steps),
             ("generated_tokens", "Tokens the pipeline has generated.", status.tokens),
+            ("lost_stages", "Stages that were lost.", status.losses),
+            ("replaced_stages", "Stages that were replaced as someone asked for.", status.replacements),
             ("restarts", "Stages, or whole pipelines, that were started again.", status.restarts),
             ("recoveries", "Times the pipeline went on after it had lost a stage.", status.recoveries),
         )

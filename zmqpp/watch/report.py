@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 from zmqpp.watch.status import Histogram, LastStep, LinkCounters, Memory
 
@@ -51,4 +52,6 @@ def decode(payload: bytes) -> StageReport:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedError(f"stage report of {len(payload)} bytes cannot be read: {error}") from error
+        raise MalformedError(
+            f"stage report of {len(payload)} bytes cannot be read: {one_line(error)}"
+        ) from error

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from zmqpp._shown import one_line
+from zmqpp.errors import MalformedError
+
 __all__ = ["ENGINE", "MAX_SPANS", "Span", "StageSpans", "decode", "encode"]
 
 ENGINE = -1
@@ -31,13 +34,18 @@ class StageSpans(msgspec.Struct):
 
     stage: int
     spans: list[Span]
-    host: str = msgspec.field(default_factory=socket.gethostname)
-    clock_ns: int = msgspec.field(default_factory=time.monotonic_ns)
+    host: str = ""
+    clock_ns: int = 0
     """When this was made, between the engine's asking and its getting it."""
-    clock: str = msgspec.field(default_factory=lambda: _clock())
+    clock: str = ""
     """Which clock that is: processes with the same one read the same times."""
     sizes: dict[int, tuple[int, int]] = msgspec.field(default_factory=dict)
     """Step -> (tokens, requests); only the engine's part has them."""
+
+    @classmethod
+    def here(cls, stage: int, spans: list[Span]) -> StageSpans:
+        """Of this process, now."""
+        return cls(stage, spans, socket.gethostname(), time.monotonic_ns(), _clock())
 
 
 def _clock() -> str:
@@ -59,5 +67,12 @@ def encode(spans: StageSpans) -> bytes:
 
 
 def decode(payload: bytes) -> StageSpans:
-    """Raises msgspec.DecodeError when `payload` is something else."""
-    return _decoder.decode(payload)
+    """The spans in `payload`.
+
+    Raises:
+        MalformedError: it holds none.
+    """
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedError(f"spans of {len(payload)} bytes cannot be read: {one_line(error)}") from error

@@ -157,7 +157,11 @@ class StageStatus(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """Something a person wants to know: kind "ready", "lost", "restarting", "recovered", "failed" or "stopped"."""
+    """Something a person wants to know.
+
+    kind: "ready", "lost", "restarting", "recovered", "restarted" (as asked for), "refused" (a peer), "draining",
+    "resumed", "failed" or "stopped".
+    """
 
     at: float
     kind: str
@@ -189,7 +193,13 @@ class PipelineStatus(msgspec.Struct):
     """Share of stage time not spent computing while steps were in flight, over the last window; 0 when none were."""
     bubble_total: float = 0.0
     """The same since the pipeline became ready."""
+    draining: bool = False
+    """New requests are refused, and those that run go on."""
+    losses: int = 0
+    """Stages that were lost."""
     restarts: int = 0
     recoveries: int = 0
+    replacements: int = 0
+    """Stages that were replaced as someone asked for."""
     events: list[Event] = msgspec.field(default_factory=list)
     """Oldest first, the last hundred."""

@@ -14,7 +14,11 @@ from zmqpp.watch.status import Event, PipelineStatus, StageStatus
 __all__ = ["drawn"]
 
 _COLOURS = {"ready": "bold green", "lost": "bold red", "failed": "bold red", "stopped": "dim"}
-_KINDS = {"ready": "green", "recovered": "green", "lost": "red", "failed": "red", "stopped": "dim"}
+_KINDS = {
+    **dict.fromkeys(("ready", "recovered", "restarted", "resumed"), "green"),
+    **dict.fromkeys(("lost", "refused", "failed"), "red"),
+    "stopped": "dim",
+}
 _EVENTS = 6
 _COLUMNS = (
     ("stage", "right"),
@@ -53,6 +57,8 @@ def _headline(status: PipelineStatus) -> Text:
     line.append(_shown(status.state), style=_COLOURS.get(status.state, "yellow"))
     if status.since and status.at:
         line.append(f" for {span(status.at - status.since)}", style="dim")
+    if status.draining:
+        line.append(", drained", style="yellow")
     line.append(f"  {status.tokens_per_s:.1f} tokens/s", style="not bold")
     line.append(f"  bubble {100 * status.bubble:.1f}%", style="not bold")
     line.append(f"  {status.in_flight} in flight", style="not bold")

@@ -1,0 +1,162 @@
+"""A step from another process: every number in it that vLLM takes for an index is in its range, or it is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+
+from zmqpp.errors import MalformedError
+from zmqpp.vllm.answers import Answers
+from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
+from zmqpp.vllm.worker_methods import may_be_called
+
+pytestmark = pytest.mark.vllm
+
+LIMITS = StepLimits(tokens=64, requests=4, length=100, blocks=10, groups=1, vocabulary=50)
+TOKENS = 4
+
+
+def request(**fields: Any) -> NewRequestData:
+    right = {
+        "req_id": "new",
+        "prompt_token_ids": [1, 2, 49],
+        "mm_features": [],
+        "sampling_params": SamplingParams(),
+    }
+    right |= {"pooling_params": None, "block_ids": ([9],), "num_computed_tokens": 0, "lora_request": None}
+    return NewRequestData(**{**right, **fields})
+
+
+def step() -> SchedulerOutput:
+    """One request that is new, one that was there."""
+    right = SchedulerOutput.make_empty()
+    right.scheduled_new_reqs = [request()]
+    right.scheduled_cached_reqs = CachedRequestData(["old"], set(), [[7]], {}, [([4],)], [12], [3])
+    right.num_scheduled_tokens, right.total_num_scheduled_tokens = {"new": 3, "old": 1}, TOKENS
+    return right
+
+
+def test_a_step_that_fits_and_one_that_says_only_what_ended_are_taken() -> None:
+    check_step(step(), TOKENS, {"old"}, LIMITS)
+    empty = SchedulerOutput.make_empty()
+    empty.finished_req_ids = {"old", "unknown"}
+    check_step(empty, 0, {"old"}, LIMITS)
+    check_restored([request()], [[1, 2]], LIMITS)
+    check_grammar(GrammarOutput(["new"], np.zeros((1, 2), np.int32)), LIMITS)
+
+
+def _set(path: str, value: Any) -> Callable[[Any], None]:
+    def change(of: Any) -> None:
+        *ways, last = path.split(".")
+        for way in ways:
+            of = of[int(way)] if way.isdigit() else getattr(of, way)
+        setattr(of, last, value)
+
+    return change
+
+
+NEW, CACHED = "scheduled_new_reqs.0", "scheduled_cached_reqs"
+WRONG = {
+    "a block that there is not": _set(f"{NEW}.block_ids", ([10],)),
+    "a negative block": _set(f"{NEW}.block_ids", ([-1],)),
+    "another group of blocks": _set(f"{NEW}.block_ids", ([1], [1])),
+    "blocks that are no list": _set(f"{NEW}.block_ids", 5),
+    "a block that is True": _set(f"{NEW}.block_ids", ([True],)),
+    "a token beyond the vocabulary": _set(f"{NEW}.prompt_token_ids", [1, 2, 50]),
+    "a negative token": _set(f"{NEW}.prompt_token_ids", [-1]),
+    "a longer prompt than fits": _set(f"{NEW}.prompt_token_ids", [1] * 101),
+    "more computed than fits": _set(f"{NEW}.num_computed_tokens", 98),
+    "less than nothing computed": _set(f"{NEW}.num_computed_tokens", -1),
+    "no sampling parameters": _set(f"{NEW}.sampling_params", {"n": 1}),
+    "a request that is none": _set("scheduled_new_reqs", ["new"]),
+    "a known one's block": _set(f"{CACHED}.new_block_ids", [([1 << 40],)]),
+    "a known one's length": _set(f"{CACHED}.num_computed_tokens", [100]),
+    "a known one's token": _set(f"{CACHED}.new_token_ids", [[1 << 31]]),
+    "one block list too few": _set(f"{CACHED}.new_block_ids", []),
+    "one that is not known": _set(f"{CACHED}.req_ids", ["never"]),
+    "no requests": _set(CACHED, None),
+    "one that also finished": _set("finished_req_ids", {"old"}),
+    "another sum": _set("total_num_scheduled_tokens", 5),
+    "a request without its tokens": _set("num_scheduled_tokens", {"old": 4}),
+    "no tokens for one": _set("num_scheduled_tokens", {"new": 4, "old": 0}),
+    "drafts of another": _set("scheduled_spec_decode_tokens", {"x": [1]}),
+    "blocks to clear": _set("new_block_ids_to_zero", [10]),
+    "blocks to copy": _set("kv_cache_block_copies", [(1, 10)]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_step_with_a_number_out_of_range_is_refused(what: str) -> None:
+    wrong = step()
+    WRONG[what](wrong)
+    with pytest.raises(MalformedError, match="cannot run"):
+        check_step(wrong, TOKENS, {"old"}, LIMITS)
+
+
+def test_a_step_of_more_than_the_runner_has_room_for_is_refused() -> None:
+    for tokens in (3, 5):
+        with pytest.raises(MalformedError):
+            check_step(step(), tokens, {"old"}, LIMITS)
+    with pytest.raises(MalformedError):
+        check_step({"no": "step"}, TOKENS, {"old"}, LIMITS)
+    for outputs in ([], [[50]], [[1] * 101], 3):
+        with pytest.raises(MalformedError):
+            check_restored([request()], outputs, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.zeros((1, 1), np.int32), np.zeros((0, 2), np.int32), np.zeros((1, 2)), np.zeros(2, np.int32), None],
+)
+def test_a_grammar_mask_of_another_size_is_refused(mask: Any) -> None:
+    with pytest.raises(MalformedError):
+        check_grammar(GrammarOutput(["new"], mask), LIMITS)
+
+
+class _Extension:
+    def answer(self) -> int:
+        return 42
+
+    def _hidden(self) -> None: ...
+
+
+def test_only_methods_that_an_engine_needs_can_be_called_from_afar() -> None:
+    for name in ("initialize_from_config", "check_health", "add_lora", "sleep"):
+        assert may_be_called(name, None)
+    dangerous = (
+        *("update_environment_variables", "init_worker", "save_sharded_state", "save_tensorized_model"),
+        *("init_weight_transfer_engine", "update_weights", "elastic_ep_execute", "apply_model", "load_model"),
+        *(
+            "execute_method",
+            "update_config",
+            "reload_weights",
+            "__init__",
+            "__class__",
+            "_hidden",
+            "execute_model",
+        ),
+    )
+    for name in dangerous:
+        assert not may_be_called(name, None) and not may_be_called(name, _Extension)
+    assert may_be_called("answer", _Extension) and not may_be_called("answer", None)
+
+
+def test_kept_answers_are_bounded() -> None:
+    from zmqpp import control
+
+    answers = Answers()
+    rpcs = [control.Rpc(1, f"m{i}", bytes(8 << 20)) for i in range(12)]
+    for rpc in rpcs:
+        answers.keep(rpc, b"yes")
+    kept = [answers.to(rpc) for rpc in rpcs]
+    assert kept[0] == b"yes" and kept[-1] is None and 4 < kept.count(b"yes") < 12

@@ -1,0 +1,43 @@
+"""Whether the stages that answered a hello make up the model, and what the status then knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm.logger import init_logger
+
+from zmqpp import control
+from zmqpp.errors import ConfigError
+from zmqpp.layers import LayerRange, check_contiguous
+from zmqpp.watch.board import Board
+from zmqpp.watch.status import Layers
+
+__all__ = ["check_fit", "introduce"]
+
+logger = init_logger("vllm.zmqpp.executor")
+
+
+def check_fit(replies: Sequence[control.HelloReply]) -> None:
+    """Raise ConfigError when the stages count different layers, or their ranges leave a gap or overlap."""
+    total = replies[0].total_layers
+    for reply in replies:
+        if reply.total_layers != total:
+            raise ConfigError(
+                f"stage {reply.stage} counts {reply.total_layers} layers in its model, stage 0 {total}: "
+                f"give every stage the same model and the same --hf-overrides"
+            )
+    check_contiguous({r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}, total)
+
+
+def introduce(board: Board, reply: control.HelloReply) -> None:
+    """What the status knows of a stage before it runs."""
+    stage = board.stage(reply.stage)
+    stage.layers = Layers(reply.start_layer, reply.end_layer, reply.total_layers)
+    stage.host, stage.pid = reply.host, reply.pid
+    stage.bound, stage.connect = reply.bound, reply.connect
+    stage.zmqpp_version, stage.vllm_version = reply.zmqpp_version, reply.vllm_version
+    layers = LayerRange(reply.start_layer, reply.end_layer)
+    logger.info(
+        "stage %d: layers %s of %d on %s (pid %d), vLLM %s",
+        *(reply.stage, layers, reply.total_layers, reply.host, reply.pid, reply.vllm_version),
+    )
