@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,9 +92,9 @@ def test_a_process_that_stands_still_for_a_while_changes_no_token(
 ) -> None:
     pid = pipeline.pid(title)
     with under_load(pipeline, expected, f"{title} stood still for {STOPPED_S:g} s"):
-        os.kill(pid, signal.SIGSTOP)
+        pipeline.stand_still(pid)
         time.sleep(STOPPED_S)
-        os.kill(pid, signal.SIGCONT)
+        pipeline.go_on(pid)
 
 
 def test_a_stage_that_gets_a_tenth_of_the_time_slows_all_and_fills_no_memory(
@@ -107,9 +106,9 @@ def test_a_stage_that_gets_a_tenth_of_the_time_slows_all_and_fills_no_memory(
     with under_load(pipeline, expected, "stage 1 runs for 20 ms of each 200"):
         until_s = time.monotonic() + WIRE_S
         while time.monotonic() < until_s:
-            os.kill(slow, signal.SIGSTOP)
+            pipeline.stand_still(slow)
             time.sleep(0.18)
-            os.kill(slow, signal.SIGCONT)
+            pipeline.go_on(slow)
             time.sleep(0.02)
     grown = [resident_bytes(pid) - size for pid, size in zip(others, before, strict=True)]
     print(f"memory grew by {[round(size / (1 << 20), 1) for size in grown]} MiB")
@@ -203,23 +202,38 @@ def test_a_partition_that_outlasts_the_recovery_ends_everyone_with_the_stage_tha
     pipeline: Pipeline,
 ) -> None:
     """The last of these tests: nothing is left."""
-    body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
-    answers: list[httpx.Response] = []
-    url = "http://127.0.0.1:8000/v1/completions"
-    asking = threading.Thread(
-        target=lambda: answers.append(
-            pipeline.ask(lambda _: httpx.post(url, json=body, timeout=RECOVERY_S + 60))
-        )
-    )
-    asking.start()
-    time.sleep(1.0)
-    pipeline.network.cut(0, 1)
-    asking.join(RECOVERY_S + 60)
-    assert answers and answers[0].status_code == 500
-    assert "stage 0 at" in answers[0].text, answers[0].text
-    for process in pipeline.processes:
-        assert process.wait(RECOVERY_S + 60) not in (0, None)
+    ends_with_an_error(pipeline, lambda: pipeline.network.cut(0, 1))
     for stage in range(3):
         assert "stage 0 at" in pipeline.log(stage).rpartition("zmqpp: error: ")[2], pipeline.log(stage)[
             -1500:
         ]
+
+
+@long_only
+def test_a_wire_that_never_stops_losing_messages_ends_everyone_at_the_deadline(tmp_path: Path) -> None:
+    with on_three_machines(tmp_path, peer_timeout_s=2.0, recovery_s=20.0) as pipeline:
+        with pipeline.network.bad_wire(0, at=1) as wire:
+            wire.fault = unreliable(4, one_in=3)
+            ends_with_an_error(pipeline, wire.reset)
+            print(f"{wire.connections} connections")
+
+
+def ends_with_an_error(pipeline: Pipeline, begin: Callable[[], None]) -> None:
+    """From `begin` on nothing can go on: a request that runs hears which stage is missing, and every stage leaves."""
+    body = {"model": NAME, "prompt": "The", "max_tokens": 900, "temperature": 0, "ignore_eos": True}
+    url = "http://127.0.0.1:8000/v1/completions"
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(pipeline.ask(lambda _: httpx.post(url, json=body, timeout=ENDED_S)))
+    )
+    asking.start()
+    time.sleep(1.0)
+    begun = time.monotonic()
+    begin()
+    asking.join(ENDED_S)
+    print(f"answered after {time.monotonic() - begun:.1f} s: {answers[0].text[:300] if answers else None}")
+    assert answers and answers[0].status_code == 500
+    assert "stage 0 at" in answers[0].text, answers[0].text
+    for process in pipeline.processes:
+        assert process.wait(ENDED_S) not in (0, None)
+    print(f"all ended after {time.monotonic() - begun:.1f} s")

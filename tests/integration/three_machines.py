@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +43,16 @@ class Pipeline:
         started = [pid for process in self.processes for pid in _descendants(process.pid)]
         (found,) = (pid for pid in started if title in _title(pid))
         return found
+
+    def stand_still(self, pid: int) -> None:
+        """SIGSTOP."""
+        os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self, pid: int) -> None:
+        """SIGCONT, also to the nsenter before it, which stops with its child."""
+        os.kill(pid, signal.SIGCONT)
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
 
     def log(self, stage: int) -> str:
         return (self.folder / f"stage_{stage}.log").read_text()
