@@ -162,11 +162,12 @@ def _new_pair() -> KeyPair:
 
 def _belong_together(pair: KeyPair) -> bool:
     import zmq
+    from zmq.error import ZMQError
 
     if not zmq.has("curve"):
         raise ConfigError("the libzmq of this pyzmq has no CURVE: reinstall pyzmq from its wheel")
     try:
         public: bytes = zmq.curve_public(pair.secret.encode("ascii"))
-    except zmq.ZMQError:
+    except ZMQError:
         return False  # these are letters of Z85, but no number of 32 bits
     return public.decode("ascii") == pair.public

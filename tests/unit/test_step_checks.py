@@ -14,10 +14,11 @@ if importlib.util.find_spec("vllm") is None:
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.answers import Answers
-from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
+from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_output, check_restored, check_step
 from zmqpp.vllm.worker_methods import may_be_called
 
 pytestmark = pytest.mark.vllm
@@ -121,6 +122,18 @@ def test_a_step_of_more_than_the_runner_has_room_for_is_refused() -> None:
 def test_a_grammar_mask_of_another_size_is_refused(mask: Any) -> None:
     with pytest.raises(MalformedError):
         check_grammar(GrammarOutput(["new"], mask), LIMITS)
+
+
+def test_an_output_that_is_none_is_refused() -> None:
+    check_output(ModelRunnerOutput(["a"], {"a": 0}, sampled_token_ids=[[5]]))
+    wrong = (
+        *(7, None, step(), ModelRunnerOutput(["a"], {"a": 1}), ModelRunnerOutput([], 7)),
+        *(ModelRunnerOutput(7, {}), ModelRunnerOutput([], {}, sampled_token_ids=[5])),
+        ModelRunnerOutput([], {}, sampled_token_ids=5),
+    )
+    for output in wrong:
+        with pytest.raises(MalformedError, match="output of a step"):
+            check_output(output)
 
 
 class _Extension:

@@ -139,7 +139,7 @@ class Stage:
         """A neighbour is gone or not to be understood, or the engine began another epoch: what is loaded stays."""
         if self._config is None:
             raise error
-        wrong = error if isinstance(error, ProtocolError) and self.place.link.next_error() is None else None
+        wrong = error if isinstance(error, ProtocolError) else None
         if self.index == 0 and (wrong or self.place.link.previous_error()) is not None:
             raise self.place.explain(error) from None
         return self.place.rejoin(self._recovery_s, self.log, wrong)
