@@ -72,7 +72,9 @@ class Victim:
         code, log = self.exit_code(), self.log
         said = [line for line in log.splitlines() if line.startswith("zmqpp: error: ") and "stage" in line]
         # nanobind, which Triton uses, may have more to say at an exit.
-        assert code is not None and code > 0 and len(said) == 1, f"the stage ended with {code}:\n{log[-4000:]}"
+        assert code is not None and code > 0 and len(said) == 1, (
+            f"the stage ended with {code}:\n{log[-4000:]}"
+        )
         self.ends.append(said[0])
 
     def resident_bytes(self) -> int:
