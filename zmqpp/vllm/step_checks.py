@@ -135,9 +135,7 @@ def _check_requests(requests: Any, limits: StepLimits) -> None:
             _check_numbers(request.prefill_token_ids, limits.vocabulary, "a prefill")
         _check_blocks(request.block_ids, limits)
         _require(_is_number(request.num_computed_tokens, limits.length), "computed tokens of", request.req_id)
-        _require(
-            type(request.sampling_params) in (SamplingParams, type(None)), "sampling parameters of", request
-        )
+        _check_parameters(request, limits)
 
 
 def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
