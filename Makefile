@@ -38,7 +38,8 @@ ctest: build  ## the C++ tests and the fuzz corpus, as `make test` runs them
 asan ubsan tsan: build  ## C++ tests and conformance suite under a sanitizer
 	$(BIN)/python -m tests.cpp $@
 
-fuzz: build  ## changed inputs for every decoder; FUZZ_SECONDS=60
+fuzz: build  ## changed inputs for every decoder, and for a whole stage; FUZZ_SECONDS=60
+	@$(PYTHON) packaging/install.py --fuzz
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 soak: build  ## two processes, random dicts, every byte checked; SOAK_SECONDS=600

@@ -1,9 +1,9 @@
 """Build and install zmqpp, and a vLLM that fits this machine, into .venv. Standard library only.
 
-    python3 packaging/install.py [--bench] [--browser] [VENV]
+    python3 packaging/install.py [--bench] [--fuzz] [--browser] [VENV]
 
-VENV defaults to .venv. --bench adds what benchmarks need; --browser brings Chromium for the tests of the page, where
-root and apt-get can.
+VENV defaults to .venv. --bench adds what benchmarks need; --fuzz adds atheris, where there is a wheel of it;
+--browser brings Chromium for the tests of the page, where root and apt-get can.
 
 Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
 run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes
@@ -58,7 +58,7 @@ class Step:
 
 
 def main() -> None:
-    given = [argument for argument in sys.argv[1:] if argument not in ("--bench", "--browser")]
+    given = [argument for argument in sys.argv[1:] if argument not in ("--bench", "--fuzz", "--browser")]
     venv = Path(given[0] if given else ROOT / ".venv").absolute()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _on_signal)
@@ -66,6 +66,8 @@ def main() -> None:
         check_python()
         with only_one():
             install(venv, bench="--bench" in sys.argv[1:])
+            if "--fuzz" in sys.argv[1:]:
+                bring_atheris(venv)
             if "--browser" in sys.argv[1:]:
                 bring_browser()
     except InstallError as error:
@@ -123,10 +125,33 @@ def zmqpp_step(venv: Path) -> Step:
 
 def bench_step(venv: Path) -> Step:
     """The packages of the extra alone: zmqpp itself is not built again for them."""
+    wanted = extra("bench")
+    return Step("what the benchmarks need", "bench", digest(*wanted), lambda: pip(venv, *wanted))
+
+
+def extra(name: str) -> list[str]:
+    """The packages of one of pyproject.toml's extras."""
     import tomllib  # Of Python 3.11, which is checked by now.
 
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
-    return Step("what the benchmarks need", "bench", digest(*wanted), lambda: pip(venv, *wanted))
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ][name]
+    return found
+
+
+def bring_atheris(venv: Path) -> None:
+    """One line where it cannot be had: then the Python decoders get random changes instead."""
+    record, wanted = Record(venv / "zmqpp-install.json"), extra("fuzz")
+    step = Step(
+        "what fuzzing needs", "fuzz", digest(*wanted), lambda: pip(venv, "--only-binary=:all:", *wanted)
+    )
+    if record.holds(step):
+        return
+    try:
+        perform(step)
+    except InstallError as error:
+        print(f"install: no {' '.join(wanted)} for this Python: {str(error).splitlines()[-1]}", flush=True)
+    record.note(step)
 
 
 def bring_browser() -> None:

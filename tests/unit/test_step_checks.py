@@ -14,10 +14,11 @@ if importlib.util.find_spec("vllm") is None:
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.answers import Answers
-from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
+from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_output, check_restored, check_step
 from zmqpp.vllm.worker_methods import may_be_called
 
 pytestmark = pytest.mark.vllm
@@ -78,6 +79,15 @@ WRONG = {
     "more computed than fits": _set(f"{NEW}.num_computed_tokens", 98),
     "less than nothing computed": _set(f"{NEW}.num_computed_tokens", -1),
     "no sampling parameters": _set(f"{NEW}.sampling_params", {"n": 1}),
+    "a temperature that is none": _set(f"{NEW}.sampling_params.temperature", "hot"),
+    "an endless temperature": _set(f"{NEW}.sampling_params.temperature", float("inf")),
+    "more logprobs than tokens": _set(f"{NEW}.sampling_params.prompt_logprobs", 1 << 40),
+    "a bias for a token that there is not": _set(f"{NEW}.sampling_params.logit_bias", {50: 1.0}),
+    "a seed beyond 64 bits": _set(f"{NEW}.sampling_params.seed", 1 << 64),
+    "pooling parameters that are none": _set(f"{NEW}.pooling_params", 1),
+    "a LoRA that is none": _set(f"{NEW}.lora_request", 1),
+    "embeddings that are none": _set(f"{NEW}.prompt_embeds", [0.5]),
+    "features that are none": _set(f"{NEW}.mm_features", 5),
     "a request that is none": _set("scheduled_new_reqs", ["new"]),
     "a known one's block": _set(f"{CACHED}.new_block_ids", [([1 << 40],)]),
     "a known one's length": _set(f"{CACHED}.num_computed_tokens", [100]),
@@ -121,6 +131,18 @@ def test_a_step_of_more_than_the_runner_has_room_for_is_refused() -> None:
 def test_a_grammar_mask_of_another_size_is_refused(mask: Any) -> None:
     with pytest.raises(MalformedError):
         check_grammar(GrammarOutput(["new"], mask), LIMITS)
+
+
+def test_an_output_that_is_none_is_refused() -> None:
+    check_output(ModelRunnerOutput(["a"], {"a": 0}, sampled_token_ids=[[5]]))
+    wrong = (
+        *(7, None, step(), ModelRunnerOutput(["a"], {"a": 1}), ModelRunnerOutput([], 7)),
+        *(ModelRunnerOutput(7, {}), ModelRunnerOutput([], {}, sampled_token_ids=[5])),
+        ModelRunnerOutput([], {}, sampled_token_ids=5),
+    )
+    for output in wrong:
+        with pytest.raises(MalformedError, match="output of a step"):
+            check_output(output)
 
 
 class _Extension:

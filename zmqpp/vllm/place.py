@@ -163,11 +163,12 @@ class Place:
 
         Or what is still to be read from it.
         """
-        error = self.link.previous_error() or wrong
+        broken = self.link.previous_error()
+        if broken is not None and (unread := self._unread()) is not None:
+            return unread
+        error = broken or wrong
         if error is None:
             return None
-        if wrong is None and (unread := self._unread()) is not None:
-            return unread
         if self.index == 0:
             raise self.explain(error)
         self.link.reopen_receive()

@@ -18,6 +18,7 @@ from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
+from zmqpp.vllm.step_checks import check_output
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
 
@@ -186,6 +187,7 @@ class EngineRing:
             future = self._steps.pop(message.step, None)
             if future is not None:
                 output = codec.decode(message.payload)
+                check_output(output)
                 self.board.finish(message.step, sum(map(len, output.sampled_token_ids)))
                 future.set_result(output)
         elif isinstance(message, control.Report) and 0 <= message.stage < self.stages:

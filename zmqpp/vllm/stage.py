@@ -139,7 +139,7 @@ class Stage:
         """A neighbour is gone or not to be understood, or the engine began another epoch: what is loaded stays."""
         if self._config is None:
             raise error
-        wrong = error if isinstance(error, ProtocolError) and self.place.link.next_error() is None else None
+        wrong = error if isinstance(error, ProtocolError) else None
         if self.index == 0 and (wrong or self.place.link.previous_error()) is not None:
             raise self.place.explain(error) from None
         return self.place.rejoin(self._recovery_s, self.log, wrong)
@@ -291,12 +291,12 @@ class Stage:
         return self._built().call(method, args, kwargs)
 
     def _run_step(self, step: control.Exec) -> None:
-        scheduled = codec.decode(step.payload)
+        scheduled = self._built().check(step.tokens, codec.decode(step.payload))
         if not step.tokens:
-            self._built().execute(step.step, step.tokens, scheduled)
+            self._built().execute(step.step, scheduled)
             return
         with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
-            output = self._built().execute(step.step, step.tokens, scheduled)
+            output = self._built().execute(step.step, scheduled)
             if self.options.is_last and output is None and step.sample:
                 output = self._built().sample(None)
         if self.options.is_last and output is not None:

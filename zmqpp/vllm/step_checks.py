@@ -16,12 +16,13 @@ from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.wire_types import wrong_field
 
-__all__ = ["StepLimits", "check_grammar", "check_restored", "check_step"]
+__all__ = ["StepLimits", "check_grammar", "check_output", "check_restored", "check_step"]
 
 _MASK_BITS = 32
 """Tokens in one number of a grammar mask."""
@@ -95,6 +96,26 @@ def check_restored(requests: Any, outputs: Any, limits: StepLimits) -> None:
     for tokens in outputs:
         _check_numbers(tokens, limits.vocabulary, "an output")
         _require(len(tokens) <= limits.length, "an output of", len(tokens))
+
+
+def check_output(output: Any) -> None:
+    """Refuse what the last stage gives for a step's output, if it is none.
+
+    Raises:
+        MalformedError: it is another object, or not made of what it says.
+    """
+    if type(output) is not ModelRunnerOutput:
+        raise MalformedError(f"the last stage's output of a step is {shown(type(output).__name__)}")
+    sampled, ids = output.sampled_token_ids, output.req_ids
+    whole = type(sampled) is list and set(map(type, sampled)) <= {list}
+    if (
+        not whole
+        or type(ids) is not list
+        or output.req_id_to_index != {name: i for i, name in enumerate(ids)}
+    ):
+        raise MalformedError(
+            f"the last stage's output of a step is of {shown(ids)}, and does not fit together"
+        )
 
 
 def check_grammar(grammar: Any, limits: StepLimits) -> None:

@@ -157,14 +157,18 @@ class StageWorker:
         bases = type(self.wrapper.worker).__mro__ if name else ()
         return next((base for base in bases if base.__name__ == name), None)
 
-    def execute(self, step: int, tokens: int, scheduler_output: Any) -> Any:
-        """Forward pass of one step; receives and sends the activations through the pipeline group.
+    def check(self, tokens: int, scheduler_output: Any) -> Any:
+        """The step, if it can run here; `tokens`: how many its message says it has.
 
         Raises:
-            MalformedError: it cannot run here. Whatever vLLM raises.
+            MalformedError: it cannot.
         """
-        runner = self.wrapper.worker.model_runner
-        check_step(scheduler_output, tokens, runner.requests, self._limits())
+        known = self.wrapper.worker.model_runner.requests if self.runs else ()
+        check_step(scheduler_output, tokens, known, self._limits())
+        return scheduler_output
+
+    def execute(self, step: int, scheduler_output: Any) -> Any:
+        """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step
         return _finished(self.wrapper.execute_model(scheduler_output))
 
