@@ -23,6 +23,7 @@ from zmqpp.vllm import compat, failure
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
+from zmqpp.vllm.init_log import ADAPTER_CALLS, Call, with_adapter_call
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.recovery import Recovery
 from zmqpp.vllm.ring import EngineRing
@@ -38,9 +39,6 @@ from zmqpp.watch.trace import chrome_trace
 
 logger = init_logger("vllm.zmqpp.executor")
 
-_LASTING = ("add_lora", "remove_lora", "pin_lora")
-"""Calls while serving that a stage which comes back must hear too."""
-
 
 class ExternalStageExecutor(Executor):
     """Drives N external stages; chosen by `--pipeline-stage-mode external` on stage 0."""
@@ -54,7 +52,7 @@ class ExternalStageExecutor(Executor):
         self._current: RingFuture | None = None
         self._masked: set[str] = set()
         """Running requests with structured output: their steps wait for a grammar mask."""
-        self.init_log: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.init_log: list[Call] = []
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
         self._trace_started: list[Asked] = []
         self.session, self.epoch = uuid.uuid4().hex, 0
@@ -168,8 +166,8 @@ class ExternalStageExecutor(Executor):
         if method in (START_TRACE, END_TRACE):
             return self._trace(method)
         if self._serving or non_block:
-            if method in _LASTING:
-                self.init_log.append((method, args, kwargs or {}))
+            if method in ADAPTER_CALLS:
+                self.init_log = with_adapter_call(self.init_log, (method, args, kwargs or {}))
             future = self.ring.call(method, args, kwargs)
             return future if non_block else future.result(timeout)
         try:
