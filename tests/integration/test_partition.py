@@ -128,7 +128,7 @@ def reset_often(wire: Wire) -> None:
 
 
 def lose_often(wire: Wire) -> None:
-    wire.fault = unreliable(2, one_in=60)
+    wire.fault = unreliable(2, one_in=25)
 
 
 def delay(wire: Wire) -> None:
