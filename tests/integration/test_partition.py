@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -128,7 +129,7 @@ def reset_often(wire: Wire) -> None:
 
 
 def lose_often(wire: Wire) -> None:
-    wire.fault = unreliable(2, one_in=60)
+    wire.fault = unreliable(2, one_in=25)
 
 
 def delay(wire: Wire) -> None:
@@ -203,10 +204,10 @@ def test_a_partition_that_outlasts_the_recovery_ends_everyone_with_the_stage_tha
 ) -> None:
     """The last of these tests: nothing is left."""
     ends_with_an_error(pipeline, lambda: pipeline.network.cut(0, 1))
-    for stage in range(3):
-        assert "stage 0 at" in pipeline.log(stage).rpartition("zmqpp: error: ")[2], pipeline.log(stage)[
-            -1500:
-        ]
+    for stage, missed in enumerate(("stage 0 at", "stage 0 at", "stage [01] at")):
+        # Stage 2 may see stage 1 leave before it has heard why.
+        said = pipeline.log(stage).rpartition("zmqpp: error: ")[2].partition("\n")[0]
+        assert re.search(missed, said), said
 
 
 @long_only
