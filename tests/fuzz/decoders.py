@@ -74,6 +74,7 @@ def control_messages() -> list[bytes]:
         control.Report(1, b"payload"),
         control.Lost(1, "gone"),
         control.Failed(1, "broken", "traceback"),
+        control.Refused([1], "another model"),
         control.Stop(),
     ]
     return [control.encode(message) for message in messages]
