@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch  # its threads and files are there before the first snapshot
 
+pytest_plugins = ["tests.integration.reference"]
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in a shell's background: the processes under test would inherit that, and never hear a Ctrl-C.

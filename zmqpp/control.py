@@ -74,8 +74,9 @@ class HelloReply(Message, tag="hello-reply"):
     connect: str
     ready: bool = False
     """It has been brought up in this session already, and goes on from an older epoch."""
+    session: str = ""
     epoch: int = 0
-    """Of the hello that this answers."""
+    """Both of the hello that this answers."""
 
 
 class Rpc(Message, tag="rpc"):
@@ -136,6 +137,9 @@ class Lost(Message, tag="lost"):
     reason: str
     failed: bool = False
     """It ended for a reason of its own, and so may the next one: the engine does not wait for ever more of them."""
+    session: str = ""
+    epoch: int = 0
+    """Both as the stage that says so knows them: what happened to another stage 0, or before, is settled."""
 
 
 class Failed(Message, tag="failed"):
@@ -147,6 +151,8 @@ class Failed(Message, tag="failed"):
     stage: int
     reason: str
     traceback: str = ""
+    session: str = ""
+    """Empty: not known yet to the stage that failed."""
     decided: bool = False
     """The engine says so: it is over, whoever reads this stops."""
 

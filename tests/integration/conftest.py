@@ -1,19 +1,16 @@
-"""One ordinary vLLM answers every case once; pipelines are started once per module."""
+"""Pipelines are started once per module; what one ordinary vLLM answers is in reference.py."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
-from tests.integration.cases import CASES
-from tests.integration.serving import one_process
 from tests.integration.zygote import Zygote
 
 
@@ -21,13 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
-
-
-@pytest.fixture(scope="session")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one ordinary vLLM process answers to `CASES`."""
-    with one_process(tmp_path_factory.mktemp("reference") / "vllm.log") as vllm:
-        return vllm.answers(CASES)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,10 @@ MESSAGES: list[control.AnyMessage] = [
     control.Sample(1, b"m"),
     control.StepReply(1, b"t"),
     control.Report(1, b"r"),
-    control.Failed(2, "reason", "trace"),
+    control.Lost(1, "reason", failed=True, session="s", epoch=2),
+    control.Failed(2, "reason", "trace", "s"),
+    control.Failed(control.PIPELINE, "reason", decided=True),
+    control.Refused([1, 2], "reason"),
     control.Stop(),
 ]
 

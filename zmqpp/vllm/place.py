@@ -177,6 +177,8 @@ class Place:
         self._lost = f"{self.before} is lost, and "
         log(f"stage {self.index}: {self.before} is lost ({error}); waiting for it to come back")
         lost = control.Lost(before, f"{self.before} is lost: {error}")
+        if self._hello is not None:
+            lost.session, lost.epoch = self._hello.session, self._hello.epoch
         try:
             self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
         except ZmqppError:
@@ -229,6 +231,7 @@ class Place:
     def tell(self, failed: control.Failed) -> None:
         """Tell everyone downstream, and through the engine everyone else; on trial, the launcher alone."""
         emit(failed.stage, "lost" if self.in_use else "failed", reason=failed.reason)
+        failed.session = self._hello.session if self._hello is not None else ""
         if self.on_trial:
             return
         try:

@@ -55,7 +55,7 @@ class EngineRing:
         self._calls: dict[int, RingCall] = {}
         self._steps: dict[int, RingFuture] = {}
         self._hello: dict[int, control.HelloReply] = {}
-        self._hello_epoch = 0
+        self._session, self._epoch, self._hello_epoch = "", 0, 0
         self._next_call = 0
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="zmqpp-ring-watch", daemon=True)
@@ -75,7 +75,8 @@ class EngineRing:
             StageError: a stage refused, or did not answer in time.
         """
         self._hello = {}
-        self._hello_epoch = message.epoch
+        self._session = message.session
+        self._epoch = self._hello_epoch = message.epoch
         self._send(message, route=Route.NOTICE)
         started = said = time.monotonic()
         while len(self._hello) < self.stages:
@@ -197,12 +198,20 @@ class EngineRing:
             if call is not None and call.add(message):
                 del self._calls[message.call]
         elif isinstance(message, control.HelloReply) and 0 <= message.stage < self.stages:
-            if message.epoch == self._hello_epoch:
+            if (message.session, message.epoch) == (self._session, self._hello_epoch):
                 self._hello[message.stage] = message
-        elif isinstance(message, control.Lost):
-            raise self._lose(message.stage, message.reason)
-        elif isinstance(message, control.Failed) and 0 <= message.stage < self.stages:
+        elif isinstance(message, control.Lost | control.Failed) and 0 <= message.stage < self.stages:
+            self._hear(message)
+
+    def _hear(self, message: control.Lost | control.Failed) -> None:
+        """Raises what a loss is; what another stage 0 was told, or this one before, is settled."""
+        if isinstance(message, control.Failed) and message.session in ("", self._session):
             raise self._lose(message.stage, str(message), failed=True)
+        if isinstance(message, control.Lost) and (message.session, message.epoch) == (
+            self._session,
+            self._epoch,
+        ):
+            raise self._lose(message.stage, message.reason)
 
     def _look_around(self) -> None:
         try:
@@ -277,7 +286,9 @@ class EngineRing:
         self._steps.clear()
         self._calls.clear()
         try:
-            decided = control.Failed(notice.stage, notice.reason, notice.traceback, decided=True)
+            decided = control.Failed(
+                notice.stage, notice.reason, notice.traceback, self._session, decided=True
+            )
             if not self._on_trial:
                 self.link.send_control(control.encode(decided), route=Route.NOTICE, timeout_s=0.5)
         except ZmqppError:

@@ -201,7 +201,7 @@ class Stage:
         self._layers.check_within(total_layers, self.index)
         bound = str(self.place.link.bound)
         reply = introduction(self.options, bound, self._layers, total_layers)
-        reply.ready, reply.epoch = self._ready, hello.epoch
+        reply.ready, reply.session, reply.epoch = self._ready, hello.session, hello.epoch
         self._hello_reply = reply
         self.place.reply(reply)
 

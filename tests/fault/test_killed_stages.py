@@ -19,6 +19,8 @@ from tests.integration.serving import NAME, Served, pipeline
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.launcher import Launcher
 
+pytest.importorskip("vllm", reason="vLLM is not installed: `make test` installs it")
+pytestmark = pytest.mark.vllm
 STAGES = 4
 SEED = int(os.environ.get("ZMQPP_CHAOS_SEED", "20"))
 MOMENTS = int(os.environ.get("ZMQPP_CHAOS_MOMENTS", "1"))
