@@ -74,8 +74,7 @@ class EngineRing:
         Raises:
             StageError: a stage refused, or did not answer in time.
         """
-        self._hello = {}
-        self._session = message.session
+        self._session, self._hello = message.session, {}
         self._epoch = self._hello_epoch = message.epoch
         self._send(message, route=Route.NOTICE)
         started = said = time.monotonic()
@@ -207,10 +206,8 @@ class EngineRing:
         """Raises what a loss is; what another stage 0 was told, or this one before, is settled."""
         if isinstance(message, control.Failed) and message.session in ("", self._session):
             raise self._lose(message.stage, str(message), failed=True)
-        if isinstance(message, control.Lost) and (message.session, message.epoch) == (
-            self._session,
-            self._epoch,
-        ):
+        now = (self._session, self._epoch)
+        if isinstance(message, control.Lost) and (message.session, message.epoch) == now:
             raise self._lose(message.stage, message.reason)
 
     def _look_around(self) -> None:
