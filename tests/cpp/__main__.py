@@ -53,7 +53,8 @@ def run_pytest(kind: Kind, arguments: list[str]) -> int:
     reports = kind.folder / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
-    command = [*fixed_addresses(kind), sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [*fixed_addresses(kind), sys.executable, "-m", "pytest", "-q", "-m", "not vllm"]
+    command += ["-p", "no:cacheprovider"]
     # The sanitized package before the checkout, which pytest puts in front of everything else.
     command += ["-p", "tests.cpp.only_sanitized", "-o", f"pythonpath={kind.package} ."]
     command += arguments or _SUITES + (_TIMED_SUITES if kind.sanitize != "thread" else [])
