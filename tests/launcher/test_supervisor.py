@@ -95,7 +95,8 @@ def test_the_status_tells_how_far_each_stage_has_come(tmp_path: Path) -> None:
 
     def poll() -> None:
         seen.append(watched.supervisor.status())
-        if seen[-1].stages[0].state == "ready":
+        first, second = seen[-1].stages
+        if (first.state, second.state) == ("ready", "loading"):
             raise StopRequested(signal.SIGTERM)
 
     with pytest.raises(StopRequested):
