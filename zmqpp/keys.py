@@ -119,6 +119,11 @@ def _check_guarded(path: Path, found: os.stat_result) -> None:
             "and make new keys if others may have read them"
         )
     folder = path.parent.stat()
+    if folder.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"key file {path}: its folder belongs to user {folder.st_uid}, who may put another file in its place; "
+            "copy it into a folder of your own"
+        )
     if folder.st_mode & _OTHERS_WRITE and not folder.st_mode & stat.S_ISVTX:
         raise ConfigError(
             f"key file {path}: others may write to its folder (mode {stat.S_IMODE(folder.st_mode):04o}); "

@@ -22,7 +22,7 @@ from zmqpp.pipeline.events import EVENTS_VARIABLE, TRIAL_VARIABLE, read_events
 from zmqpp.pipeline.guard import Guard
 from zmqpp.pipeline.log_folder import own_log_dir
 from zmqpp.pipeline.plan import PipelinePlan, StagePlan
-from zmqpp.pipeline.process import StageProcess, killed_by
+from zmqpp.pipeline.process import StageProcess, ended_by_signal, killed_by
 from zmqpp.pipeline.session import signal_process
 from zmqpp.pipeline.signals import StopSignals
 from zmqpp.pipeline.stage_log import clear_line
@@ -184,8 +184,8 @@ class Launcher:
     def how_it_ended(self, index: int) -> str:
         """`stage 1 was killed by SIGKILL; its log is ...`, of a process that has ended and is to be replaced."""
         code, path = self._processes[index].exit_code() or 0, self._processes[index].log_path
-        if code < 0:
-            return f"stage {index} {killed_by(-code)}; its log is {path}.1"
+        if how := ended_by_signal(code):
+            return f"stage {index} {how}; its log is {path}.1"
         reason = self.states[index].reason or (clear_line(path) if code else "")
         told = f": {reason.removeprefix(f'stage {index}: ')}" if reason else ""
         return f"stage {index} ended (exit code {code}){told}; its log is {path}.1"

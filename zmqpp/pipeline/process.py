@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zmqpp.pipeline.session import kill_session, session_members, signal_process
 
-__all__ = ["StageProcess", "killed_by"]
+__all__ = ["StageProcess", "ended_by_signal", "killed_by"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REAP_S = 1.0
@@ -83,6 +83,14 @@ class StageProcess:
         except subprocess.TimeoutExpired:
             pass  # The kernel holds it, and it is dead as soon as it is let go; subprocess collects it then.
         self._process, self._exit_code = None, None
+
+
+def ended_by_signal(code: int) -> str:
+    """`was stopped by SIGTERM`, of an exit code; empty where it was no signal. One that is obeyed adds 128."""
+    if code < 0:
+        return killed_by(-code)
+    stopped = next((s for s in (signal.SIGTERM, signal.SIGINT) if code == 128 + s), None)
+    return f"was stopped by {stopped.name}" if stopped else ""
 
 
 def killed_by(signum: int) -> str:

@@ -154,11 +154,17 @@ def run_first_stage(
         log = init_logger("vllm.zmqpp.stage").info
         Stage(options, link, lambda _: (vllm_config, layers), log, startup_s(), step_s()).run()
     except ZmqppError as error:
-        # The engine may be gone without having removed it.
-        shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)
+        if not _engine_lives():
+            shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)
         _leave(report, str(error))
     except Exception as error:
         _leave(report, f"{type(error).__name__}: {error}", error)
+
+
+def _engine_lives() -> bool:
+    """Else nobody removes what it made; while it does, it starts another child there."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.is_alive()
 
 
 def _leave(report: Connection, reason: str, error: Exception | None = None) -> None:

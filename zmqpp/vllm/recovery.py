@@ -73,7 +73,7 @@ class Recovery:
         started = time.monotonic()
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             left_s = recovery_s() - (time.monotonic() - started)
-            if left_s <= 0 or self._fails_too_often(ring.lost):
+            if left_s <= 0 or (attempt == 1 and self._fails_too_often(ring.lost)):
                 break
             try:
                 self._bring_back(left_s)
@@ -97,7 +97,10 @@ class Recovery:
         raise self._give_up(reason, time.monotonic() - started)
 
     def _fails_too_often(self, lost: control.Lost | None) -> bool:
-        """Whoever is killed may come back for ever; one that ends for a reason of its own will do so again."""
+        """Whoever is killed may come back for ever; one that fails while it serves will do so again.
+
+        One that fails as it comes back is the wrong one; the right one is waited for.
+        """
         now = time.monotonic()
         if lost is not None and lost.failed:
             self._failures = [*(at for at in self._failures if now - at < _FAILURES_S), now]

@@ -1,5 +1,7 @@
 """Requests in a stage's model runner (V1): all forgotten, or put back as they stood when a stage was lost.
 
+In inference mode, as vLLM runs its steps: tensors that it has made there may be changed nowhere else.
+
 Thread: the stage's main thread. Source: GPUModelRunner._update_states (vllm/v1/worker/gpu_model_runner.py): requests
 that are scheduled are added to the batch, those that are not stay known, those that finished are forgotten.
 """
@@ -15,6 +17,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 __all__ = ["forget", "restore"]
 
 
+@torch.inference_mode()
 def forget(worker: Any) -> None:
     """Let go of every request and of whatever a step that was cut off has left behind."""
     runner = worker.model_runner
@@ -23,6 +26,7 @@ def forget(worker: Any) -> None:
     _update(runner, finished_req_ids=set(runner.requests))
 
 
+@torch.inference_mode()
 def restore(worker: Any, requests: Sequence[Any], outputs: Sequence[Sequence[int]], *, samples: bool) -> None:
     """Make `requests` known as preempted ones, so that the scheduler's next word on them resumes them.
 
