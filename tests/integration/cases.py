@@ -49,6 +49,15 @@ CASES: dict[str, dict[str, Any]] = {
     "stop string": {"prompt": PROMPTS[6], "temperature": 0, "max_tokens": 60, "stop": ["the", "."]},
     "min tokens": {"prompt": PROMPTS[7], "temperature": 0, "max_tokens": 30, "min_tokens": 20},
     "logit bias": {"prompt": PROMPTS[8], **_GREEDY, "logit_bias": {"300": 8.0, "301": -100}},
+    "allowed tokens": {"prompt": PROMPTS[8], **_GREEDY, "allowed_token_ids": [50, 51, 52, 300, 301]},
+    "bad words": {"prompt": PROMPTS[8], **_GREEDY, "bad_words": ["the", "a"]},
+    "seeded min-p": {"prompt": PROMPTS[12], **_SEEDED, "min_p": 0.05},
+    "JSON schema": {
+        "prompt": PROMPTS[13],
+        "temperature": 0,
+        "max_tokens": 40,
+        "structured_outputs": {"json": {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}}},
+    },
     "regex": {
         "prompt": PROMPTS[9],
         "temperature": 0,

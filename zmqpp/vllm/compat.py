@@ -288,6 +288,21 @@ def give_engine_time_to_stop(seconds: float) -> None:
     utils.get_engine_process_shutdown_timeout = timeout  # type: ignore[attr-defined]
 
 
+def stop_if_asked(engine: Any) -> None:
+    """What EngineCore's own loop does between two steps, while it waits for a stage: end requests, and then itself.
+
+    Raises:
+        SystemExit: vLLM was told to stop, and no request is left.
+    """
+    handle = getattr(engine, "_handle_shutdown", None)  # not in every version
+    scheduler = getattr(engine, "scheduler", None)
+    if handle is None or scheduler is None or engine.shutdown_state.name == "RUNNING":
+        return
+    handle()
+    if not scheduler.get_num_unfinished_requests():
+        raise SystemExit(0)
+
+
 def name_failure_to_clients(reason: Any) -> None:
     """Let vLLM's EngineDeadError, which HTTP clients see, carry `reason()` when there is one."""
     from vllm.v1.engine.exceptions import EngineDeadError

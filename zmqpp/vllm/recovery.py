@@ -121,7 +121,7 @@ class Recovery:
         executor.epoch += 1
         executor.first.renew()
         ring.renew(executor.epoch)
-        replies = executor.greet(timeout_s, self._waiting())
+        replies = executor.greet(timeout_s, self._meanwhile())
         fresh = [reply.stage for reply in replies if not reply.ready]
         try:
             executor.fit(replies)
@@ -132,6 +132,15 @@ class Recovery:
                 raise
             ring.send_away(fresh, str(error))
             raise StageLost(str(error)) from None
+
+    def _meanwhile(self) -> Callable[[float], None]:
+        say = self._waiting()
+
+        def meanwhile(seconds: float) -> None:
+            say(seconds)
+            compat.stop_if_asked(self._executor.engine)
+
+        return meanwhile
 
     def _resume(self) -> None:
         executor, ring = self._executor, self._executor.ring
