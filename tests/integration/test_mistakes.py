@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +184,9 @@ def test_a_stage_that_never_came_up_is_named_by_those_who_wait_for_it(zygote: Zy
     model = str(docs_llama())
     third = zygote.start(["serve", model, *stage(2, 3, port), *FLAGS])
     first = zygote.start(["serve", model, *stage(0, 3, port), *FLAGS])
-    time.sleep(20)  # both wait on the ring by then
+    for waiting in (third, first):
+        waiting.await_line("waiting for")
+    first.await_line("waiting for the ring")
     second = zygote.start(["serve", model, *stage(1, 3, port, pipeline_layer_range="4-12"), *FLAGS])
     for running in (second, third, first):
         assert_one_line(running.wait(40), "stage 1: layer range 4-12 exceeds the model")

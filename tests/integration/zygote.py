@@ -79,6 +79,13 @@ class Running:
     def __post_init__(self) -> None:
         self.started = time.monotonic()
 
+    def await_line(self, text: str, within_s: float = 120.0) -> None:
+        """Returns once it has said so, or has ended."""
+        status = Path(f"{self.log}.status")
+        deadline = time.monotonic() + within_s
+        while text not in self.log.read_text() and not status.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def wait(self, within_s: float) -> Ended:
         """Its end, or a kill `within_s` from now; its seconds count from its start."""
         status = Path(f"{self.log}.status")
