@@ -52,7 +52,7 @@ class Summary:
             f"faults injected        {len(self.outcomes)}, {keeper.restarts} processes started again",
             *(f"  {count:4d} x {kind}" for kind, count in kinds.most_common()),
             f"requests answered      {answered} ({counts['stream']} of them streamed), {counts['hung up']} hung up on",
-            f"cut off with stage 0   {counts['cut off with stage 0']}",
+            f"while stage 0 was down {counts['cut off with stage 0']} broken or refused connections",
             f"lost                   {counts['lost']}",
             f"wrong                  {counts['wrong']}",
             f"recovery               {_spread(whole)} from the fault, process start included",
@@ -64,7 +64,8 @@ class Summary:
 
 def _kind(fault: str) -> str:
     """Without the numbers of this one."""
-    return re.sub(r" for [\d.]+ s", "", re.sub(r"(stages?|behind stage|,) \d+( and \d+)?", r"\1 I", fault))
+    anywhere = re.sub(r"(stages?|,) [1-9]\d*( and \d+)?|(behind stage) 0", r"\1\3 I", fault)
+    return re.sub(r" for [\d.]+ s", "", anywhere)
 
 
 def _spread(values: Sequence[float]) -> str:
