@@ -19,6 +19,7 @@ constexpr std::uint64_t kCallerPause_ns = 1'000'000;  // a caller that reads by 
 constexpr long kCallerPoll_ms = 1;
 constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tries again by itself
 constexpr double kGrace_s = 0.5;
+constexpr double kFirstPause_s = 0.1, kLongestPause_s = 1.0;  // between knocks where our key is not wanted
 constexpr int kConnect_ms = 2000;     // the kernel would ask a host that was cut off ever more rarely
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
 
@@ -182,7 +183,7 @@ bool Receiver::read_turn(bool& room) {
     }
     check_silence();
   }
-  poll_until_ = silence_.sooner(retry_);
+  poll_until_ = silence_.sooner(retry_).sooner(pause_);
   return room && more;
 }
 
@@ -214,16 +215,31 @@ void Receiver::read_on() noexcept {
 void Receiver::watch_peer() {
   watch_.read_events();
   if (watch_.connected() && silence_.is_never()) restart_silence();
+  pause_if_turned_away();
   retry_if_stalled();
   const std::lock_guard lock(mutex_);
   last_refusal_ = watch_.last_refusal();
   key_trouble_ = watch_.key_trouble();
 }
 
+// libzmq's own pauses start anew with every connection, however it ends: ours grow until the peer has our key.
+void Receiver::pause_if_turned_away() {
+  if (watch_.connected()) {
+    pause_s_ = 0;
+  } else if (pause_.expired()) {
+    pause_ = Deadline::never();
+    socket_.connect(options_.connect);
+  } else if (pause_.is_never() && watch_.take_turned_away()) {
+    socket_.disconnect(options_.connect);
+    pause_s_ = std::clamp(2 * pause_s_, kFirstPause_s, kLongestPause_s);
+    pause_ = Deadline::after(pause_s_);
+  }
+}
+
 // libzmq gives an address up for good where something answered that is no ZeroMQ peer: perhaps only until the sender
 // gets its port.
 void Receiver::retry_if_stalled() {
-  if (!watch_.stalled()) {
+  if (!watch_.stalled() || !pause_.is_never()) {
     retry_ = Deadline::never();
   } else if (retry_.is_never()) {
     retry_ = Deadline::after(kRetry_s);

@@ -69,6 +69,7 @@ class Receiver : public Source {
   std::string open_ring(const wire::Hello& hello);  // why it cannot be; empty: it is
   void take_control(const wire::Head& head, net::Message frame);
   void relay(const wire::Head& head, net::Message& frame);
+  void pause_if_turned_away();
   void retry_if_stalled();
   void restart_silence();
   void check_silence();
@@ -103,6 +104,8 @@ class Receiver : public Source {
 
   Deadline silence_ = Deadline::never();  // with reading_
   Deadline retry_ = Deadline::never();
+  Deadline pause_ = Deadline::never();  // until then there is no connection, and none is tried
+  double pause_s_ = 0;
   Deadline poll_until_ = Deadline::never();  // receiver thread only
   bool warned_ = false;                   // the silence passed once already
   std::thread thread_;                    // last: starts when everything above is there

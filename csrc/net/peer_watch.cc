@@ -1,6 +1,7 @@
 #include "net/peer_watch.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -21,6 +22,7 @@ constexpr int kWatchedEvents = kConnected | kConnectRetried | kAccepted | kDisco
 constexpr const char* kStranger = "what answers there does not speak ZeroMQ's protocol";
 constexpr const char* kOtherKey = "has another key, or none";
 constexpr const char* kWantsKey = "asks for a key, and there is none here";
+constexpr const char* kNoKey = "it showed no key";
 constexpr int kManyBroken = 3;  // a process that dies breaks off one handshake, a wrong key every one
 
 std::string host_of(const sockaddr_storage& address) {
@@ -44,6 +46,9 @@ std::string name_of(int fd) {
   if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return kUnknown;
   return "pid " + std::to_string(who.pid);
 }
+
+// An attempt that we have ended ourselves leaves without an event.
+bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
 
 // Contexts are separate per link, but the name must be unique within one.
 std::string next_name() {
@@ -113,7 +118,7 @@ void PeerWatch::on_event(int event, int value) {
     case kAccepted:
     case kConnected:
       open_[value] = gate_ != nullptr ? name_of(value) : "";
-      stalled_ = false;
+      stalled_ = turned_away_ = false;
       return;
     case kHandshakeSucceeded: return on_handshake();
     case kDisconnected: return on_disconnected(value);
@@ -136,7 +141,7 @@ void PeerWatch::on_protocol_failure(int reason) {
   const bool mismatch = reason == kProtocolMechanismMismatch;
   if (gate_ != nullptr) {
     refused_for_ = !mismatch   ? (reason == kProtocolCryptographic ? "wrong key" : "not a receiver of this pipeline")
-                   : has_keys_ ? "no key"
+                   : has_keys_ ? kNoKey
                                : "it has a key, and there is none here";
     return;
   }
@@ -144,10 +149,16 @@ void PeerWatch::on_protocol_failure(int reason) {
   if (has_keys_ || mismatch) key_trouble_ = has_keys_ ? kOtherKey : kWantsKey;
 }
 
-// A sender that cannot read what was encrypted for another key hangs up without a word.
+// A sender that cannot read what was encrypted for another key hangs up without a word; so does a receiver without
+// keys, before it has said that it has none.
 void PeerWatch::on_broken_handshake() {
   last_refusal_ = "the handshake broke off";
-  if (gate_ == nullptr && has_keys_ && ++broken_handshakes_ >= kManyBroken) key_trouble_ = kOtherKey;
+  if (!has_keys_) return;
+  if (gate_ != nullptr) {
+    refused_for_ = kNoKey;
+  } else if (++broken_handshakes_ >= kManyBroken) {
+    key_trouble_ = kOtherKey;
+  }
 }
 
 void PeerWatch::on_handshake() {
@@ -158,7 +169,9 @@ void PeerWatch::on_handshake() {
     return;
   }
   connected_ = true;
-  for (const auto& [fd, name] : open_) candidates_.emplace(fd, connection_name(fd));
+  for (const auto& [fd, name] : open_) {
+    if (is_open(fd)) candidates_.emplace(fd, connection_name(fd));
+  }
   if (gate_ != nullptr) gate_->take();
 }
 
@@ -170,6 +183,7 @@ void PeerWatch::on_disconnected(int fd) {
   open_.erase(fd);
   if (!connected_) {
     stalled_ = true;
+    turned_away_ = !key_trouble_.empty();
     if (!handshake_failed_) last_refusal_ = kStranger;
   }
   const bool was_candidate = candidates_.erase(fd) > 0;

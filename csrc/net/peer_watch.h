@@ -14,6 +14,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "net/gate.h"
 #include "net/socket.h"
@@ -35,6 +36,7 @@ class PeerWatch {
   bool lost() const { return lost_; }          // was connected, and no longer is; stays so
   bool crowded() const { return crowded_; }    // a second peer completed a handshake
   bool stalled() const { return stalled_; }    // a connecting socket was refused, and libzmq does not try again
+  bool take_turned_away() { return std::exchange(turned_away_, false); }  // the latest attempt ended over a key
   bool is_unanswered(double for_s) const;      // the peer's host is gone or cut off, see net/connection
   bool peer_is_local() const;                  // by its address; false as well when that cannot be told
   std::string last_refusal() const;  // why the latest attempt failed, or empty
@@ -64,6 +66,7 @@ class PeerWatch {
   bool lost_ = false;
   bool crowded_ = false;
   bool stalled_ = false;
+  bool turned_away_ = false;
   int broken_handshakes_ = 0;  // in a row
   std::string refused_for_;    // why the connection that disconnects next was
   std::string last_refusal_;

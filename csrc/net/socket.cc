@@ -64,9 +64,11 @@ void Socket::connect(const std::string& endpoint) {
 }
 
 void Socket::connect_again(const std::string& endpoint) {
-  zmq().disconnect(raw_, endpoint.c_str());  // fails when libzmq has dropped the endpoint by itself: as well
+  disconnect(endpoint);
   connect(endpoint);
 }
+
+void Socket::disconnect(const std::string& endpoint) noexcept { zmq().disconnect(raw_, endpoint.c_str()); }
 
 std::string Socket::last_endpoint() const {
   std::array<char, 512> text{};

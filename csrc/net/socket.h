@@ -40,6 +40,7 @@ class Socket {
   void bind(const std::string& endpoint);
   void connect(const std::string& endpoint);
   void connect_again(const std::string& endpoint);
+  void disconnect(const std::string& endpoint) noexcept;  // also where libzmq has dropped the endpoint by itself
   std::string last_endpoint() const;
 
   bool try_send(Message& message, bool more = false);  // false: would block; the message is still the caller's

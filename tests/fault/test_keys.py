@@ -86,7 +86,7 @@ def test_a_ring_of_ranks_takes_its_keys_from_the_argument_or_the_environment(
 
 WRONG = {
     "another key": ("ours", "theirs", "wrong key", "has another key, or none"),
-    "no key": ("ours", "none", "no key", "asks for a key, and there is none here"),
+    "no key": ("ours", "none", "it showed no key", "asks for a key, and there is none here"),
     "a key where none is": (
         "none",
         "ours",
@@ -125,6 +125,29 @@ def test_wrong_key_is_refused_on_both_sides_in_one_line_and_the_right_one_gets_i
                 time.sleep(0.2)
                 assert wrong.stats()["messages_received"] == 0
         assert len(refusals(caplog)) <= 2
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_who_has_a_wrong_key_knocks_ever_more_rarely_and_gets_in_once_it_is_right(
+    kind: str, keys: dict[str, str]
+) -> None:
+    ours, theirs, _, _ = WRONG[kind]
+    sender = Link(bind=ANY_PORT, connect=None, config=with_keys(keys[ours]))
+    try:
+        with Link(bind=None, connect=sender.bound, config=with_keys(keys[theirs])) as knocking:
+            until(lambda: sender.stats()["refused"] >= 1)
+            time.sleep(2.0)
+            before, since = sender.stats()["refused"], time.monotonic()
+            time.sleep(3.0)
+            knocked, seconds = sender.stats()["refused"] - before, time.monotonic() - since
+            assert knocked <= seconds + 2, f"{knocked} times in {seconds:.1f} s"
+            address = sender.bound
+            sender.close()
+            sender = Link(bind=address, connect=None, config=with_keys(keys[theirs]))
+            sender.send_dict(numbered(3, MIB))
+            assert_whole(knocking.recv_dict(), 3, MIB)
+    finally:
+        sender.close()
 
 
 def test_wrong_key_at_a_unix_socket_is_refused_and_its_process_named(

@@ -121,11 +121,6 @@ def test_both_machines_bind_the_same_base_port_and_tensors_go_by_tcp(
         assert lanes and all(lane.startswith("tcp") for lane in lanes), events
 
 
-@pytest.mark.xfail(
-    reason="open: a stranger without a key is refused, but not always noticed: libzmq may close his connection "
-    "before the monitor's thread has seen it",
-    strict=False,
-)
 def test_stranger_at_a_running_stage_is_named_in_its_log_and_gets_nothing(
     served: Running, expected: dict[str, Any]
 ) -> None:
@@ -134,12 +129,12 @@ def test_stranger_at_a_running_stage_is_named_in_its_log_and_gets_nothing(
     stage = f"tcp://10.77.0.2:{BASE_PORT}"
     got = machine.inside(lambda: _listen_without_keys(stage, lambda: "refused a peer" in log.read_text()))
     assert got == 0
-    # On a busy machine a peer without a key is gone before its address can be asked for.
+    # He may be gone before his address can be asked for.
     where = "(10.77.0.1|an unknown address)"
-    said = re.search(f"zmqpp: warning: stage 1: refused a peer at {where}: no key", log.read_text())
+    said = re.search(f"zmqpp: warning: stage 1: refused a peer at {where}: it showed no key", log.read_text())
     assert said, log.read_text()[-1500:]
     told, _ = read_events(str(folder / "events_1.jsonl"))
-    assert {(e["peer"], e["why"]) for e in told if e["event"] == "refused"} == {(said[1], "no key")}
+    assert {(e["peer"], e["why"]) for e in told if e["event"] == "refused"} == {(said[1], "it showed no key")}
     some = {name: CASES[name] for name in ("greedy 0", "seeded")}
     answers = machine.inside(lambda: Served("http://127.0.0.1:8000").answers(some))
     assert answers == {name: expected[name] for name in some}
