@@ -181,14 +181,18 @@ def test_a_stage_that_does_not_fit_is_sent_away_and_another_one_awaited(
 def test_a_stage_that_hangs_is_missed_and_taken_back_when_it_goes_on(
     served: Served, expected: dict[str, Any]
 ) -> None:
-    pid = launcher_of(served).pids()[2]
+    launcher = launcher_of(served)
+    pid = launcher.pids()[2]
+    launcher.lost_stages()
+    launcher.news.clear()
     load = Load(served)
     time.sleep(0.5)
     os.kill(pid, signal.SIGSTOP)
     time.sleep(8)  # longer than the peer timeout
     os.kill(pid, signal.SIGCONT)
     assert load.wait() == expected
-    assert launcher_of(served).pids()[2] == pid
+    assert launcher.lost_stages() == [] and launcher.pids()[2] == pid
+    assert [(news["event"], news["stage"]) for news in launcher.news] == [("missed", 2), ("whole", 0)]
 
 
 def test_the_others_keep_their_weights_for_the_next_stage_0(served: Served, expected: dict[str, Any]) -> None:

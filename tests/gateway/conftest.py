@@ -38,6 +38,8 @@ def ready(stages: int = 2) -> PipelineStatus:
         since=50.0,
         total_stages=stages,
         restarts=2,
+        losses=4,
+        recoveries=3,
         events=[Event(10.0, "ready", "all stages are ready"), Event(30.0, "lost", "stage 1 was killed", 1)],
     )
 

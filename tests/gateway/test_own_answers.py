@@ -26,7 +26,8 @@ MEASURED = PipelineStatus(
     model="m",
     total_stages=2,
     tokens=123,
-    recoveries=1,
+    losses=7,
+    recoveries=7,
     events=[Event(20.0, "recovered", "stage 1 is back", 1), Event(30.2, "lost", "stage 1 was killed", 1)],
 )
 
@@ -68,7 +69,8 @@ def test_status_joins_stage_0_and_the_launcher(source: FakeSource) -> None:
             seen = ask(url + "/pipeline/status").json()
     finally:
         stage.close()
-    assert (seen["model"], seen["tokens"], seen["restarts"], seen["recoveries"]) == ("m", 123, 2, 1)
+    assert (seen["model"], seen["tokens"], seen["restarts"]) == ("m", 123, 2)
+    assert (seen["losses"], seen["recoveries"]) == (4, 3)  # the engine counts from its own start
     assert [(one["pid"], one["steps"], one["log"]) for one in seen["stages"]] == [
         (7, 9, "logs/stage_0.log"),
         (101, 8, "logs/stage_1.log"),

@@ -166,7 +166,7 @@ def test_a_stage_that_does_not_come_up_is_started_as_it_was(tmp_path: Path, beha
 
     status = ordered.run(act)
     assert ordered.kinds[:4] == ["ready", "restarting", "restarting", "restarted"]
-    assert (status.losses, status.state) == (0, "stopped")
+    assert (status.losses, status.replacements, status.state) == (0, 0, "stopped")
     assert "FAKE_BEHAVIOUR" not in ordered.launcher.stage_plans[1].environment
 
 
@@ -179,7 +179,8 @@ def test_a_stage_deaf_to_sigterm_is_killed_and_replaced(tmp_path: Path) -> None:
 def test_another_stage_that_dies_meanwhile_is_replaced_too(tmp_path: Path) -> None:
     ordered = Ordered(tmp_path / "logs", "ok", "ok", "once")
     status = ordered.run(lambda: ordered.order(restart(1)))
-    assert status.losses == 1 and "lost" in ordered.kinds
+    assert (status.losses, status.recoveries, status.replacements) == (1, 1, 1)
+    assert ordered.kinds.count("lost") == ordered.kinds.count("recovered") == 1
 
 
 def test_stage_0_is_replaced_when_its_requests_are_done_and_new_ones_wait(tmp_path: Path) -> None:
@@ -336,6 +337,31 @@ def test_a_refused_peer_is_an_event_of_its_stage(tmp_path: Path, monkeypatch: py
     event = next(event for event in ordered.events if event.kind == "refused")
     assert (event.stage, event.text) == (1, "stage 1 refused a peer at 10.0.0.9: wrong key")
     assert ordered.launcher.states[1].phase != "refused" and not ordered.launcher.states[1].reason
+
+
+def test_what_only_the_engine_misses_is_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered = Ordered(tmp_path / "logs", "ok", "ok", "ok")
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "logs" / "events.jsonl"))
+
+    def counted() -> tuple[int, int]:
+        status = ordered.supervisor.status()
+        return status.losses, status.recoveries
+
+    def await_counted(losses: int, recoveries: int) -> None:
+        deadline = time.monotonic() + 30
+        while counted() != (losses, recoveries):
+            assert time.monotonic() < deadline, counted()
+            time.sleep(0.01)
+
+    def act() -> None:
+        emit(1, "missed", reason="stage 1 gave no sign of life for 5 s")
+        await_counted(1, 0)
+        emit(0, "whole", seconds=3.0)
+        await_counted(1, 1)
+        os.kill(ordered.launcher.pids()[2], signal.SIGKILL)
+        await_counted(2, 2)
+
+    ordered.run(act)
 
 
 def test_an_order_to_a_pipeline_that_still_starts_waits_and_says_so(tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def merged(ours: PipelineStatus, theirs: PipelineStatus | None) -> PipelineStatu
         reason=word.reason,
         model=theirs.model or ours.model,
         total_stages=theirs.total_stages or ours.total_stages,
-        restarts=max(ours.restarts, theirs.restarts),
-        recoveries=max(ours.recoveries, theirs.recoveries - ours.replacements),
-        # To the engine a stage that is replaced in good order is lost like any other.
-        losses=max(ours.losses, theirs.losses - ours.replacements),
+        # The engine tells the launcher what it loses, and counts from its own start.
+        restarts=ours.restarts,
+        recoveries=ours.recoveries,
+        losses=ours.losses,
         replacements=ours.replacements,
         draining=ours.draining,
         stages=[

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_VARIABLE = "ZMQPP_EVENTS"
+NEWS = ("refused", "missed", "whole")
+"""What is no phase of a stage: it refused a peer; the engine has lost it; the engine has them all again."""
 TRIAL_VARIABLE = "ZMQPP_ON_TRIAL"
 """Set for a stage that replaces another one: until it is ready, its failure is told to the launcher alone."""
 

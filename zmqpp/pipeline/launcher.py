@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.client import is_healthy
-from zmqpp.pipeline.events import EVENTS_VARIABLE, TRIAL_VARIABLE, read_events
+from zmqpp.pipeline.events import EVENTS_VARIABLE, NEWS, TRIAL_VARIABLE, read_events
 from zmqpp.pipeline.guard import Guard
 from zmqpp.pipeline.log_folder import own_log_dir
 from zmqpp.pipeline.plan import PipelinePlan, StagePlan
@@ -35,7 +36,7 @@ _LOADING_GRACE_S = 3.0
 _FOLLOW_S = 2.0
 """For the other stages to follow when stage 0 has stopped."""
 _EXIT_S = 1.0
-_REFUSALS = 100
+_NEWS = 1000
 _KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
@@ -60,8 +61,7 @@ class Launcher:
         """Of the last LaunchError: the stage that failed first, if one did."""
         self.stage_plans = list(plan.stages)
         """What each stage runs with now, and is started with the next time."""
-        self.refusals: deque[tuple[int, str, str]] = deque(maxlen=_REFUSALS)
-        """Stage, address and reason of peers that were not let in, until someone takes them out."""
+        self.news: deque[dict[str, Any]] = deque(maxlen=_NEWS)  # events of NEWS, until someone takes them out
         self._log_dir = log_dir
         self._grace_s = grace_s
         self._on_interrupt = on_interrupt
@@ -195,8 +195,7 @@ class Launcher:
         return all(state.phase == "ready" for state in self.states) and is_healthy(self.plan.api.url)
 
     def check(self) -> bool:
-        """Take in what the stages told since the last call; True when something changed. Blocks a second at most,
-        and only where a stage has failed.
+        """Take in what the stages told since the last call; True when something did. Blocks where one has failed.
 
         Raises:
             LaunchError: a stage failed or ended: which, its exit code, its reason, its log.
@@ -280,12 +279,13 @@ class Launcher:
             self.stop()
 
     def _read_events(self) -> bool:
-        events, self._events_offset = read_events(str(self.events_path), self._events_offset)
-        for event in events:
-            if 0 <= event.get("stage", -1) < len(self.states):
-                self.states[event["stage"]].apply(event)
-                if event.get("event") == "refused":
-                    self.refusals.append((event["stage"], str(event.get("peer")), str(event.get("why"))))
+        with self._signals.held():  # Else the file might stay open, or its lines be lost.
+            events, self._events_offset = read_events(str(self.events_path), self._events_offset)
+            for event in events:
+                if 0 <= event.get("stage", -1) < len(self.states):
+                    self.states[event["stage"]].apply(event)
+                    if event.get("event") in NEWS:
+                        self.news.append(event)
         return bool(events)
 
     def _failure(self, state: StageState, process: StageProcess) -> LaunchError:

@@ -40,6 +40,10 @@ class Caretaker(Protocol):
         """As in its own loop; the end of stage `replaced` is the caller's to see."""
         ...
 
+    def replaced(self, index: int) -> None:
+        """Stage `index` has been, and all are ready."""
+        ...
+
     def note(self, kind: str, text: str, stage: int | None = None) -> None: ...
 
 
@@ -97,7 +101,7 @@ class Rolling:
                 self._caretaker.expect(index, f"{error}; stage {index} is started as it was before")
                 order.say(f"stage {index}: the new one did not come up; going back to what ran before")
                 self._go_back(index, before, order, error)
-            self._caretaker.note("restarted", f"stage {index} was replaced, as asked for", index)
+            self._caretaker.replaced(index)
             order.say(f"stage {index}: requests waited {time.monotonic() - away:.1f} s")
 
     def _changed(self, before: StagePlan, order: Restart) -> StagePlan:

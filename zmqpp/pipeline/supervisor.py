@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.launcher import Launcher
+from zmqpp.pipeline.losses import Losses
 from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart
 from zmqpp.pipeline.rolling import Rolling, wait_until_idle
 from zmqpp.pipeline.signals import StopRequested
@@ -56,7 +58,8 @@ class Supervisor:
         self._max_restarts, self._timeout_s = max_restarts, timeout_s
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
-        self._restarts = self._recoveries = self._losses = self._replacements = self._in_a_row = 0
+        self._restarts = self._replacements = self._in_a_row = 0
+        self._losses = Losses()
         self._ready_at = self._back_by = 0.0
         self._events: list[Event] = []
 
@@ -112,18 +115,22 @@ class Supervisor:
         elif launcher.all_ready():
             self._ready_at = time.monotonic()
             self._enter("ready", "")
-            if replaced is None:
-                self._recoveries += 1
+            if self._losses.settle() or replaced is None:
                 self.note("recovered", f"all {launcher.plan.total} stages are ready")
         elif replaced is None and time.monotonic() > self._back_by:
             raise LaunchError(f"not ready {self._timeout_s:g} s after it was lost: {self._reason}")
 
     def expect(self, index: int, reason: str) -> None:
         """Stage `index` is about to be replaced at someone's order; it is no loss, and does not count as one."""
-        self._replacements += 1
+        self._losses.ask_for(index)
         self._back_by = time.monotonic() + self._timeout_s
         self._enter("recovering", reason)
         self.note("restarting", reason, index)
+
+    def replaced(self, index: int) -> None:
+        """As it was asked for."""
+        self._replacements += 1
+        self.note("restarted", f"stage {index} was replaced, as asked for", index)
 
     @property
     def state(self) -> str:
@@ -175,15 +182,26 @@ class Supervisor:
             pass  # It ends anyhow.
 
     def _note_news(self) -> None:
-        """What came about elsewhere: refused peers, and the entrance closed or opened."""
-        while self._launcher.refusals:
-            stage, address, reason = self._launcher.refusals.popleft()
-            self.note("refused", f"stage {stage} refused a peer at {address}: {reason}", stage)
+        """What came about elsewhere: in the stages, and the entrance closed or opened."""
+        while self._launcher.news:
+            self._take(self._launcher.news.popleft())
         draining = self._entrance is not None and self._entrance.draining
         if draining != self._was_draining:
             self._was_draining = draining
             text = "new requests are refused" if draining else "requests are taken again"
             self.note("draining" if draining else "resumed", text)
+
+    def _take(self, news: Mapping[str, Any]) -> None:
+        stage = news["stage"]
+        if news["event"] == "refused":
+            text = f"stage {stage} refused a peer at {news.get('peer')}: {news.get('why')}"
+            self.note("refused", text, stage)
+        elif news["event"] == "missed":
+            self._losses.missed(stage)
+        elif (
+            self._state == "ready"
+        ):  # Else a process has ended, and all are ready when its successor is, too.
+            self._losses.settle()
 
     # ---- losses ------------------------------------------------------------------------------------------
 
@@ -193,8 +211,8 @@ class Supervisor:
         if self._in_a_row >= self._max_restarts:
             launcher.check()  # Which raises, and is noted once.
         reason = "; ".join(launcher.how_it_ended(index) for index in lost)
-        self._losses += len(lost)
         for index in lost:
+            self._losses.ended(index)
             self.note("lost", launcher.how_it_ended(index), index)
         self._in_a_row += 1
         self._restarts += 1
@@ -228,7 +246,7 @@ class Supervisor:
             self._on_poll()
         self._on_poll()
         self._ready_at = time.monotonic()
-        self._recoveries += kind == "recovered"
+        self._losses.settle()
         self._enter("ready", "")
         self.note(kind, f"all {self._launcher.plan.total} stages are ready")
 
@@ -241,7 +259,8 @@ class Supervisor:
         self._forgive()
         while True:
             culprit = self._launcher.culprit
-            self._losses += culprit is not None
+            if culprit is not None:
+                self._losses.ended(culprit.index)
             self.note("lost", str(error), culprit.index if culprit else None)
             if self._in_a_row >= self._max_restarts:
                 raise LaunchError(self._given_up(error)) from None
@@ -280,8 +299,8 @@ class Supervisor:
             total_stages=launcher.plan.total,
             stages=[stage_status(state, pid, str(log)) for state, pid, log in known],
             restarts=self._restarts,
-            recoveries=self._recoveries,
-            losses=self._losses,
+            recoveries=self._losses.recoveries,
+            losses=self._losses.stages,
             replacements=self._replacements,
             draining=self._entrance is not None and self._entrance.draining,
             events=list(self._events),

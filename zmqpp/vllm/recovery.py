@@ -20,6 +20,7 @@ from vllm.v1.request import RequestStatus
 
 from zmqpp import control
 from zmqpp.errors import ConfigError, ConnectError, DeadlineError, RemoteError, ZmqppError
+from zmqpp.pipeline.events import emit
 from zmqpp.vllm import compat
 from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.stage import RESTORE
@@ -162,9 +163,11 @@ class Recovery:
         """Thread: whichever reads the ring."""
         logger.warning("%s; requests wait until it is back", lost.reason)
         self._executor.board.lose(lost.reason, lost.stage)
+        emit(lost.stage, "missed", reason=lost.reason)
         self._executor.publisher.publish()
 
     def _tell_recovered(self, seconds: float) -> None:
         logger.info("the pipeline goes on after %.1f s", seconds)
         self._executor.board.recover(seconds)
+        emit(0, "whole", seconds=seconds)
         self._executor.publisher.publish()
