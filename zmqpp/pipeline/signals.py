@@ -30,7 +30,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._holding = False
+        self._holding = 0
         self._pending: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -51,14 +51,14 @@ class StopSignals:
     def held(self) -> Iterator[None]:
         """No StopRequested is raised inside; one that came in is raised at the end.
 
-        For steps that must not be torn: between fork and the note of the new pid, for example.
+        For steps that must not be torn: between fork and the note of the new pid, for example. May be nested.
         """
-        self._holding = True
+        self._holding += 1
         try:
             yield
         finally:
-            self._holding = False
-        if self._pending is not None:
+            self._holding -= 1
+        if self._pending is not None and not self._holding:
             signum, self._pending = self._pending, None
             raise StopRequested(signum)
 
