@@ -21,8 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Runs `vllm` command lines without importing vLLM anew for each."""
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote = Zygote(tmp_path_factory.mktemp("zygote"))
     yield zygote
     zygote.close()
+
+
+@pytest.fixture
+def zygote(imported: Zygote) -> Iterator[Zygote]:
+    """Runs `vllm` command lines without importing vLLM anew for each; none outlives its test."""
+    yield imported
+    imported.end_rest()

@@ -33,6 +33,7 @@ class Zygote:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._count = 0
+        self._running: list[Running] = []
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -46,6 +47,7 @@ class Zygote:
         """Fork a command line and let it run."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
+        log.touch()  # the fork opens it when it gets to run; who waits for a line may read it before
         request = {
             "argv": ["vllm", *arguments],
             "environment": dict(environment or {}),
@@ -54,13 +56,20 @@ class Zygote:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Running(int(self._process.stdout.readline()), log)
+        self._running.append(Running(int(self._process.stdout.readline()), log))
+        return self._running[-1]
 
     def run(
         self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 60.0
     ) -> Ended:
         """Fork a command line and wait for its end."""
         return self.start(arguments, environment).wait(within_s)
+
+    def end_rest(self) -> None:
+        """Kill what a failed test has left."""
+        for running in self._running:
+            running.wait(0)
+        self._running.clear()
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
