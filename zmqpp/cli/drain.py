@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from zmqpp.cli.ordering import add_pipeline, give
 from zmqpp.errors import ConfigError
 
 __all__ = ["add_to", "run"]
@@ -30,14 +30,8 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_pipeline(parser)
     add = parser.add_argument
-    add(
-        "--log-dir",
-        type=Path,
-        default=Path("logs"),
-        metavar="DIR",
-        help="of `zmqpp serve` (default: %(default)s)",
-    )
     add("--timeout", type=float, metavar="S", help="wait so long at most (default: as long as it takes)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--stop", action="store_true", help="end the pipeline when no request is left")
@@ -47,12 +41,9 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Give the order and show what comes of it; returns the exit code."""
-    from zmqpp.pipeline.order_client import give_order
-
     if arguments.timeout is not None and not 0 <= arguments.timeout < 1e9:
         raise ConfigError(f"--timeout {arguments.timeout:g}: give seconds, 0 or more")
     order: dict[str, Any] = {"order": "resume"}
     if not arguments.resume:
         order = {"order": "drain", "timeout_s": arguments.timeout, "stop": arguments.stop}
-    give_order(arguments.log_dir, order, lambda line: print(line, flush=True))
-    return 0
+    return give(arguments, order)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from zmqpp.cli.ordering import add_pipeline, give
 from zmqpp.cli.passing import check_flags, check_keys
 from zmqpp.errors import ConfigError
 
@@ -41,13 +41,7 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     add = parser.add_argument
     add("--stage", nargs="+", required=True, metavar="I", help="which: 1, or 3 2 1, or all")
-    add(
-        "--log-dir",
-        type=Path,
-        default=Path("logs"),
-        metavar="DIR",
-        help="of `zmqpp serve` (default: %(default)s)",
-    )
+    add_pipeline(parser)
     add(
         "--env",
         action="append",
@@ -67,8 +61,6 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Give the order and show what comes of it; returns the exit code."""
-    from zmqpp.pipeline.order_client import give_order
-
     if not 0 <= arguments.drain_timeout < 1e9:
         raise ConfigError(f"--drain-timeout {arguments.drain_timeout:g}: give seconds, 0 or more")
     flags = check_flags(arguments.passed, _TAKEN)
@@ -80,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         "environment": dict(map(_setting, arguments.env)),
         "drain_s": arguments.drain_timeout,
     }
-    give_order(arguments.log_dir, order, lambda line: print(line, flush=True))
-    return 0
+    return give(arguments, order)
 
 
 def read_stages(words: Sequence[str]) -> list[int] | str:
