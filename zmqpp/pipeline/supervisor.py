@@ -114,8 +114,9 @@ class Supervisor:
             launcher.check()
         elif launcher.all_ready():
             self._ready_at = time.monotonic()
+            lost_any = self._settle()
             self._enter("ready", "")
-            if self._losses.settle() or replaced is None:
+            if lost_any or replaced is None:
                 self.note("recovered", f"all {launcher.plan.total} stages are ready")
         elif replaced is None and time.monotonic() > self._back_by:
             raise LaunchError(f"not ready {self._timeout_s:g} s after it was lost: {self._reason}")
@@ -191,6 +192,11 @@ class Supervisor:
             text = "new requests are refused" if draining else "requests are taken again"
             self.note("draining" if draining else "resumed", text)
 
+    def _settle(self) -> bool:
+        """Count what was lost until now; whether anything was."""
+        self._note_news()
+        return self._losses.settle()
+
     def _take(self, news: Mapping[str, Any]) -> None:
         stage = news["stage"]
         if news["event"] == "refused":
@@ -246,7 +252,7 @@ class Supervisor:
             self._on_poll()
         self._on_poll()
         self._ready_at = time.monotonic()
-        self._losses.settle()
+        self._settle()
         self._enter("ready", "")
         self.note(kind, f"all {self._launcher.plan.total} stages are ready")
 
