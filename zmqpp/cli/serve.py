@@ -97,7 +97,7 @@ def _add_running(add: Any) -> None:
     add(
         "--max-restarts",
         type=int,
-        default=3,
+        default=5,
         metavar="N",
         help="replace a stage that is lost, at most N times in a row; 0: end (default: %(default)s)",
     )

@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from zmqpp.pipeline.events import EVENTS_VARIABLE, NEWS, TRIAL_VARIABLE, read_ev
 from zmqpp.pipeline.guard import Guard
 from zmqpp.pipeline.log_folder import own_log_dir
 from zmqpp.pipeline.plan import PipelinePlan, StagePlan
-from zmqpp.pipeline.process import StageProcess, ended_by_signal, killed_by
+from zmqpp.pipeline.process import StageProcess, ended_by_signal, killed_by, told_as_launch_error
 from zmqpp.pipeline.session import signal_process
 from zmqpp.pipeline.signals import StopSignals
 from zmqpp.pipeline.stage_log import clear_line
@@ -89,7 +89,7 @@ class Launcher:
             LaunchError: this machine does not allow it: no room for logs, too many processes.
         """
         self.culprit = None
-        with _told_as_launch_error():
+        with told_as_launch_error():
             self._log_dir.mkdir(parents=True, exist_ok=True)  # Someone may have cleaned up since.
             self.events_path.write_bytes(b"")
             self._events_offset = 0
@@ -110,7 +110,7 @@ class Launcher:
         """
         self._await_end(self._processes, time.monotonic() + _FOLLOW_S)  # They leave by themselves.
         self._end(time.monotonic() + self._grace_s)
-        with _told_as_launch_error():
+        with told_as_launch_error():
             for process in self._processes:
                 process.keep_log()
         self.states[:] = [StageState(stage.index) for stage in self.stage_plans]
@@ -140,7 +140,7 @@ class Launcher:
         """
         process = self._processes[index]
         self._reap(process)
-        with _told_as_launch_error(), self._signals.held():
+        with told_as_launch_error(), self._signals.held():
             process.keep_log()
             self._read_events()  # The last words of the one before are not of this one.
             self.states[index] = StageState(index, on_trial=True)
@@ -189,6 +189,11 @@ class Launcher:
         reason = self.states[index].reason or (clear_line(path) if code else "")
         told = f": {reason.removeprefix(f'stage {index}: ')}" if reason else ""
         return f"stage {index} ended (exit code {code}){told}; its log is {path}.1"
+
+    def was_killed(self, index: int) -> bool:
+        """Whether its process ended by a signal from outside, and not for a reason of its own."""
+        code = self._processes[index].exit_code() or 0
+        return code == -signal.SIGKILL or bool(ended_by_signal(code) and -code not in _KILLS)
 
     def all_ready(self) -> bool:
         """Whether every stage has said so, and stage 0 answers."""
@@ -309,12 +314,3 @@ class Launcher:
         late = [f"stage {state.index} is {state.phase}" for state in self.states if state.phase != "ready"]
         what = ", ".join(late) or f"stage 0 does not answer on {self.plan.api.url}/health"
         return f"not ready after {timeout_s:g} s: {what}; the logs are in {self._log_dir}"
-
-
-@contextmanager
-def _told_as_launch_error() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise LaunchError(f"the stages cannot be started: {where}{error.strerror or error}") from error

@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from zmqpp.errors import LaunchError
 from zmqpp.pipeline.session import kill_session, session_members, signal_process
 
-__all__ = ["StageProcess", "ended_by_signal", "killed_by"]
+__all__ = ["StageProcess", "ended_by_signal", "killed_by", "told_as_launch_error"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REAP_S = 1.0
@@ -115,3 +117,13 @@ def _die_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return set_death_signal
+
+
+@contextmanager
+def told_as_launch_error() -> Iterator[None]:
+    """What this machine does not allow, as a LaunchError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise LaunchError(f"the stages cannot be started: {where}{error.strerror or error}") from error

@@ -11,6 +11,7 @@ from zmqpp.errors import LaunchError
 from zmqpp.pipeline.launcher import Launcher
 from zmqpp.pipeline.losses import Losses
 from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart
+from zmqpp.pipeline.restarts import Restarts
 from zmqpp.pipeline.rolling import Rolling, wait_until_idle
 from zmqpp.pipeline.signals import StopRequested
 from zmqpp.pipeline.stage_status import stage_status
@@ -19,9 +20,6 @@ from zmqpp.watch.status import Event, PipelineStatus
 __all__ = ["Supervisor"]
 
 _POLL_S = 0.2
-_FORGIVEN_S = 600.0
-"""After so long without a failure the restarts are counted anew."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _EVENTS = 100
 
 
@@ -55,12 +53,13 @@ class Supervisor:
         self._launcher = launcher
         self._entrance, self._orders, self._drain_s = entrance, orders or Orders(), drain_s
         self._was_draining = False
-        self._max_restarts, self._timeout_s = max_restarts, timeout_s
+        self._restarts, self._timeout_s = Restarts(max_restarts), timeout_s
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
-        self._restarts = self._replacements = self._in_a_row = 0
-        self._losses = Losses()
-        self._ready_at = self._back_by = 0.0
+        self._losses, self._replacements = Losses(), 0
+        self._due: dict[int, float] = {}
+        """When to start anew what was lost."""
+        self._back_by = 0.0
         self._events: list[Event] = []
 
     def run(self) -> None:
@@ -108,12 +107,15 @@ class Supervisor:
         """
         launcher = self._launcher
         self._note_news()
-        if lost := [index for index in launcher.lost_stages() if index != replaced]:
+        awaited = {replaced, *self._due}
+        if lost := [index for index in launcher.lost_stages() if index not in awaited]:
             self._replace(lost)
-        elif self._state != "recovering" or launcher.has_failed:
+        self._start_due()
+        if lost:
+            return
+        if self._state != "recovering" or launcher.has_failed:
             launcher.check()
-        elif launcher.all_ready():
-            self._ready_at = time.monotonic()
+        elif not self._due and launcher.all_ready():
             lost_any = self._settle()
             self._enter("ready", "")
             if lost_any or replaced is None:
@@ -193,8 +195,9 @@ class Supervisor:
             self.note("draining" if draining else "resumed", text)
 
     def _settle(self) -> bool:
-        """Count what was lost until now; whether anything was."""
+        """All stages are ready: count what was lost until now; whether anything was."""
         self._note_news()
+        self._restarts.ready()
         return self._losses.settle()
 
     def _take(self, news: Mapping[str, Any]) -> None:
@@ -204,54 +207,38 @@ class Supervisor:
             self.note("refused", text, stage)
         elif news["event"] == "missed":
             self._losses.missed(stage)
-        elif (
-            self._state == "ready"
-        ):  # Else a process has ended, and all are ready when its successor is, too.
+        elif self._state == "ready":  # Else a process has ended: all are ready when the next one is.
             self._losses.settle()
 
     # ---- losses ------------------------------------------------------------------------------------------
 
     def _replace(self, lost: list[int]) -> None:
-        launcher = self._launcher
-        self._forgive()
-        if self._in_a_row >= self._max_restarts:
+        """Have them started anew: now, or when the pause is over."""
+        launcher, restarts = self._launcher, self._restarts
+        if not restarts.lose(from_outside=all(launcher.was_killed(index) for index in lost)):
             launcher.check()  # Which raises, and is noted once.
+        restarts.start()
         reason = "; ".join(launcher.how_it_ended(index) for index in lost)
         for index in lost:
             self._losses.ended(index)
+            self._due[index] = time.monotonic() + restarts.pause_s
             self.note("lost", launcher.how_it_ended(index), index)
-        self._in_a_row += 1
-        self._restarts += 1
-        self._back_by = time.monotonic() + self._timeout_s
+        self._back_by = time.monotonic() + restarts.pause_s + self._timeout_s
         self._enter("recovering", reason)
         stages = ", ".join(f"stage {index}" for index in lost)
-        self.note("restarting", f"starting {stages} anew ({self._limit})", lost[0])
-        if self._in_a_row > 1:
-            time.sleep(self._pause_s)
-        for index in lost:
-            launcher.restart_stage(index)
+        after = f" in {restarts.pause_s:g} s" if restarts.pause_s else ""
+        self.note("restarting", f"starting {stages} anew{after} ({restarts.limit})", lost[0])
 
-    def _forgive(self) -> None:
-        if time.monotonic() - self._ready_at > _FORGIVEN_S:
-            self._in_a_row = 0
-
-    def _given_up(self, error: LaunchError) -> str:
-        many = f"; given up after {self._in_a_row} restarts in a row" if self._in_a_row else ""
-        return f"{error}{many}"
-
-    @property
-    def _limit(self) -> str:
-        return f"restart {self._in_a_row} of at most {self._max_restarts} in a row"
-
-    @property
-    def _pause_s(self) -> float:
-        return float(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._in_a_row - 1)))
+    def _start_due(self) -> None:
+        for index in [index for index, at in self._due.items() if time.monotonic() >= at]:
+            del self._due[index]
+            if not self._launcher.runs(index):  # It may have been replaced as asked for.
+                self._launcher.restart_stage(index)
 
     def _await_ready(self, kind: str) -> None:
         for _ in self._launcher.watch(self._timeout_s):
             self._on_poll()
         self._on_poll()
-        self._ready_at = time.monotonic()
         self._settle()
         self._enter("ready", "")
         self.note(kind, f"all {self._launcher.plan.total} stages are ready")
@@ -262,19 +249,20 @@ class Supervisor:
         Raises:
             LaunchError: the last of too many.
         """
-        self._forgive()
+        self._due.clear()
         while True:
+            may_go_on = self._restarts.lose(from_outside=False)
             culprit = self._launcher.culprit
             if culprit is not None:
                 self._losses.ended(culprit.index)
             self.note("lost", str(error), culprit.index if culprit else None)
-            if self._in_a_row >= self._max_restarts:
-                raise LaunchError(self._given_up(error)) from None
-            self._in_a_row += 1
-            self._restarts += 1
+            if not may_go_on:
+                raise LaunchError(f"{error}{self._restarts.given_up}") from None
+            self._restarts.start()
             self._enter("restarting", str(error))
-            self.note("restarting", f"starting all {self._launcher.plan.total} stages anew ({self._limit})")
-            time.sleep(self._pause_s)
+            all_of_them = f"all {self._launcher.plan.total} stages"
+            self.note("restarting", f"starting {all_of_them} anew ({self._restarts.limit})")
+            time.sleep(self._restarts.pause_s)
             try:
                 self._launcher.restart()
                 self._await_ready("recovered")
@@ -304,7 +292,7 @@ class Supervisor:
             model=names[0] if names else launcher.plan.model,
             total_stages=launcher.plan.total,
             stages=[stage_status(state, pid, str(log)) for state, pid, log in known],
-            restarts=self._restarts,
+            restarts=self._restarts.total,
             recoveries=self._losses.recoveries,
             losses=self._losses.stages,
             replacements=self._replacements,

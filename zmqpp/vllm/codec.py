@@ -7,7 +7,8 @@ Every compound that msgpack has no word for is one extension value `[name, ...co
 
 Only classes defined in `compat.WIRE_MODULES` can be named. Objects are rebuilt field by field without
 running their `__init__` or `__post_init__`: nothing that arrives can execute, and fields that vLLM computes
-in `__post_init__` arrive as they were. Fields equal to their default are left out, so a peer whose vLLM has
+in `__post_init__` arrive as they were (but for classes that msgspec alone makes: LoRARequest, PoolingParams; their
+constructors only look at values). Fields equal to their default are left out, so a peer whose vLLM has
 one field more still understands.
 """
 
@@ -26,7 +27,8 @@ from zmqpp._numpy_types import parse_dtype
 from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat
-from zmqpp.vllm.wire_fields import MISSING, Factory, fields_of
+from zmqpp.vllm.wire_fields import MISSING, fields_of
+from zmqpp.vllm.wire_objects import build, build_named_tuple
 
 _OBJECT = 1
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -209,42 +211,8 @@ def _reader_for(name: str) -> Callable[[list[Any]], Any]:
     if issubclass(kind, enum.Enum):
         return lambda content: kind(content[0])
     if issubclass(kind, tuple):
-        return lambda content: _build_named_tuple(kind, content)
-    return lambda content: _build(kind, content[0])
-
-
-def _build_named_tuple(kind: Any, content: list[Any]) -> Any:
-    if len(content) != len(kind._fields):
-        raise MalformedError(
-            f"payload holds a {kind.__name__} of {len(content)} fields, not {len(kind._fields)}"
-        )
-    return tuple.__new__(kind, content)
-
-
-def _build(kind: type, given: dict[str, Any]) -> Any:
-    """An object of `kind` without running its constructor."""
-    known = dict(fields_of(kind))
-    if unknown := given.keys() - known.keys():
-        raise MalformedError(
-            f"payload holds a {kind.__name__} with fields this vLLM does not know "
-            f"({one_line(', '.join(sorted(unknown)))}); give all stages the same vLLM version"
-        )
-    put = msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__
-    value = kind.__new__(kind)
-    for field, default in known.items():
-        content = given.get(field, MISSING)
-        if content is MISSING:
-            content = _default_of(kind, field, default)
-        put(value, field, content)
-    return value
-
-
-def _default_of(kind: type, field: str, default: Any) -> Any:
-    if isinstance(default, Factory):
-        return default.make()
-    if default is MISSING:
-        raise MalformedError(f"payload holds a {kind.__name__} without its field {field}")
-    return default
+        return lambda content: build_named_tuple(kind, content)
+    return lambda content: build(kind, content[0])
 
 
 def _build_tensor(content: list[Any]) -> torch.Tensor:

@@ -42,6 +42,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
     "vllm.v1.request:RequestStatus": "which requests had begun",
     "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "from here on our executor knows its engine",
+    "vllm.v1.engine.core:EngineCore.preprocess_add_request": "refuses what a stage would refuse",
     "vllm.v1.engine.core:EngineCore._process_aborts_queue": "aborts that came during recovery",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "wakes the engine to recover",
     "vllm.v1.engine:EngineCoreRequestType": "the same",
@@ -161,42 +162,6 @@ def _is_plain(kind: type) -> bool:
 # ---- patches of a stage's own process --------------------------------------------------------------------
 
 
-def announce_engine() -> None:
-    """Once vLLM's engine has its scheduler, its executor gets `engine`, the EngineCore: recovery needs both."""
-    from vllm.v1.engine.core import EngineCore
-
-    original = EngineCore._initialize_kv_caches
-    if getattr(original, "announces", False):
-        return
-
-    def initialize(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.model_executor.engine = self
-        return original(self, *args, **kwargs)
-
-    initialize.announces = True  # type: ignore[attr-defined]
-    EngineCore._initialize_kv_caches = initialize  # type: ignore[method-assign]
-
-
-def waken(engine: Any) -> bool:
-    """Let the engine's thread look around though no request came; False where it has no queue (`LLM` in process)."""
-    from vllm.v1.engine import EngineCoreRequestType
-
-    inputs = getattr(engine, "input_queue", None)
-    if inputs is None:
-        return False
-    if not getattr(engine, "wakes_to_recover", False):
-        original = engine._handle_client_request
-
-        def handle(kind: Any, request: Any) -> None:
-            if kind is EngineCoreRequestType.WAKEUP:
-                engine.model_executor.recover_if_lost()
-            original(kind, request)
-
-        engine._handle_client_request, engine.wakes_to_recover = handle, True
-    inputs.put_nowait((EngineCoreRequestType.WAKEUP, None))
-    return True
-
-
 def worker_modules() -> list[ModuleType]:
     """The modules that imported `init_worker_distributed_environment` by name."""
     from vllm.platforms import current_platform
@@ -286,21 +251,6 @@ def give_engine_time_to_stop(seconds: float) -> None:
         return max(given, seconds) if given is not None and request_timeout == 0 else given
 
     utils.get_engine_process_shutdown_timeout = timeout  # type: ignore[attr-defined]
-
-
-def stop_if_asked(engine: Any) -> None:
-    """What EngineCore's own loop does between two steps, while it waits for a stage: end requests, and then itself.
-
-    Raises:
-        SystemExit: vLLM was told to stop, and no request is left.
-    """
-    handle = getattr(engine, "_handle_shutdown", None)  # not in every version
-    scheduler = getattr(engine, "scheduler", None)
-    if handle is None or scheduler is None or engine.shutdown_state.name == "RUNNING":
-        return
-    handle()
-    if not scheduler.get_num_unfinished_requests():
-        raise SystemExit(0)
 
 
 def name_failure_to_clients(reason: Any) -> None:

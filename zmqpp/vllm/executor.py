@@ -20,6 +20,8 @@ from zmqpp import control
 from zmqpp.errors import StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
+from zmqpp.vllm.admission import Admission
+from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
@@ -58,7 +60,8 @@ class ExternalStageExecutor(Executor):
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
-        compat.announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
+        self.admit = Admission(self.vllm_config).check
+        announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
         try:
             self.first = FirstStage(self.vllm_config, self.options)
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)

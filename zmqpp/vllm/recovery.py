@@ -21,7 +21,7 @@ from vllm.v1.request import RequestStatus
 from zmqpp import control
 from zmqpp.errors import ConfigError, ConnectError, DeadlineError, RemoteError, ZmqppError
 from zmqpp.pipeline.events import emit
-from zmqpp.vllm import compat
+from zmqpp.vllm.engine_core import stop_if_asked, waken
 from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.stage import RESTORE
 from zmqpp.vllm.timeouts import recovery_s
@@ -54,7 +54,7 @@ class Recovery:
         ring = executor.ring
         ring.recover = self.run
         ring.on_lost = self._tell_lost
-        ring.on_idle_loss = lambda: compat.waken(executor.engine)
+        ring.on_idle_loss = lambda: waken(executor.engine)
 
     def run(self) -> None:
         """Returns when the pipeline runs again.
@@ -139,7 +139,7 @@ class Recovery:
 
         def meanwhile(seconds: float) -> None:
             say(seconds)
-            compat.stop_if_asked(self._executor.engine)
+            stop_if_asked(self._executor.engine)
 
         return meanwhile
 

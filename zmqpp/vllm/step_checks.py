@@ -161,7 +161,8 @@ def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
         "chances",
         sampling,
     )
-    _require(-1 <= sampling.top_k < 1 << 31 and sampling.repetition_penalty > 0, "penalties", sampling.top_k)
+    _require(sampling.top_k >= -1, "top_k", sampling.top_k)  # beyond the vocabulary vLLM takes all of it
+    _require(sampling.repetition_penalty > 0, "a repetition penalty", sampling.repetition_penalty)
     _require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)
     tokens = [*(sampling.logit_bias or ()), *(sampling.allowed_token_ids or ())]
     tokens += sampling.all_stop_token_ids if sampling.min_tokens else ()

@@ -36,6 +36,8 @@ def _tests_of(kind: type) -> list[tuple[str, _Test]]:
 
 
 def _test_of(hint: Any) -> _Test:
+    if hint is typing.Any:
+        return lambda value: True
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _test_of(inner[0])

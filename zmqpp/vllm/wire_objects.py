@@ -1,0 +1,69 @@
+"""Objects of vLLM's plain-data classes, made of their fields; which classes those are, codec.py says."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+
+from zmqpp._shown import one_line
+from zmqpp.errors import MalformedError
+from zmqpp.vllm.wire_fields import MISSING, Factory, fields_of
+
+__all__ = ["build", "build_named_tuple"]
+
+
+def build_named_tuple(kind: Any, content: list[Any]) -> Any:
+    if len(content) != len(kind._fields):
+        raise MalformedError(
+            f"payload holds a {kind.__name__} of {len(content)} fields, not {len(kind._fields)}"
+        )
+    return tuple.__new__(kind, content)
+
+
+def build(kind: type, given: dict[str, Any]) -> Any:
+    """An object of `kind` without running its constructor."""
+    known = dict(fields_of(kind))
+    if unknown := given.keys() - known.keys():
+        raise MalformedError(
+            f"payload holds a {kind.__name__} with fields this vLLM does not know "
+            f"({one_line(', '.join(sorted(unknown)))}); give all stages the same vLLM version"
+        )
+    fields = {
+        field: given[field] if field in given else _default_of(kind, field, default)
+        for field, default in known.items()
+    }
+    if issubclass(kind, msgspec.Struct) and not _can_be_made_empty(kind):
+        return _construct(kind, fields)
+    put = msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__
+    value = kind.__new__(kind)
+    for field, content in fields.items():
+        put(value, field, content)
+    return value
+
+
+@functools.cache
+def _can_be_made_empty(kind: Any) -> bool:
+    """Classes made by msgspec alone cannot, without their constructor."""
+    try:
+        kind.__new__(kind)
+    except TypeError:
+        return False
+    return True
+
+
+def _construct(kind: type, fields: dict[str, Any]) -> Any:
+    """By its constructor; vLLM's `__post_init__` of such classes looks at values, and does nothing else."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise MalformedError(f"payload holds no {kind.__name__}: {one_line(str(error))}") from None
+
+
+def _default_of(kind: type, field: str, default: Any) -> Any:
+    if isinstance(default, Factory):
+        return default.make()
+    if default is MISSING:
+        raise MalformedError(f"payload holds a {kind.__name__} without its field {field}")
+    return default
