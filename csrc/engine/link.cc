@@ -67,7 +67,7 @@ Link::Link(Options options)
 }
 
 std::shared_ptr<Sender> Link::make_sender() {
-  return std::make_shared<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_);
+  return std::make_shared<Sender>(*context_, options_, budget_, sender_wake_, *pool_, stats_, refusals_);
 }
 
 std::shared_ptr<Link::Receiving> Link::make_receiving() { return std::make_shared<Receiving>(*this, epoch_); }
@@ -293,7 +293,7 @@ std::map<std::string, std::uint64_t> Link::stats() const {
       {"cancelled", stats_.cancelled},
       {"allocations", stats_.allocations},
       {"doorbells", stats_.doorbells},
-      {"refused", sending ? sending->gate().refused() : 0},
+      {"refused", refusals_.count()},
       {"in_flight", stats_.in_flight},
       {"held_bytes", stats_.held_bytes},
       {"send_wait_ns", stats_.send_wait_ns},
@@ -319,8 +319,7 @@ std::string Link::lane_reason() const {
 
 std::vector<net::Refusal> Link::take_refusals() {
   if (current_pid() != owner_) return {};
-  const std::shared_ptr<Sender> half = sender();
-  return half ? half->gate().take_refusals() : std::vector<net::Refusal>{};
+  return refusals_.take();
 }
 
 std::string Link::key_trouble() const {

@@ -68,7 +68,7 @@ class Link {
   std::uint32_t epoch() const { return epoch_; }
   std::map<std::string, std::uint64_t> stats() const;
   std::string lane_reason() const;
-  std::vector<net::Refusal> take_refusals();  // whom the gate refused since the last call, each address once
+  std::vector<net::Refusal> take_refusals();  // whom a gate refused since the last call, each address once
   std::string key_trouble() const;            // what is wrong with the previous place's key, or empty
   Notice& notice() { return *notice_; }
   void arm(bool on);
@@ -97,6 +97,7 @@ class Link {
   std::mutex closing_;
   const std::shared_ptr<Stats> shared_stats_ = std::make_shared<Stats>();  // received tensors count themselves out
   Stats& stats_ = *shared_stats_;
+  net::Refusals refusals_;  // at every sending half, one after another
   const std::shared_ptr<Notice> notice_ = std::make_shared<Notice>();
   Budget budget_;
   Event sender_wake_;

@@ -24,8 +24,8 @@ Error closed_error() { return Error(Code::kClosed, "send", "this link was closed
 }  // namespace
 
 Sender::Sender(net::Context& context, const Options& options, Budget& budget, Event& wake, memory::Pool& pool,
-               Stats& stats)
-    : options_(options), budget_(budget), wake_(wake), stats_(stats), stream_(context, options, budget, pool, stats, wake) {
+               Stats& stats, net::Refusals& refusals)
+    : options_(options), budget_(budget), wake_(wake), stats_(stats), stream_(context, options, budget, pool, stats, wake, refusals) {
   open_shared();
   wire::Hello hello{.rank = options_.rank, .world_size = options_.world_size, .name = options_.name};
   if (shared_) {

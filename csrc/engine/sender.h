@@ -35,7 +35,8 @@ namespace zmqpp::engine {
 
 class Sender {
  public:
-  Sender(net::Context& context, const Options& options, Budget& budget, Event& wake, memory::Pool& pool, Stats& stats);
+  Sender(net::Context& context, const Options& options, Budget& budget, Event& wake, memory::Pool& pool, Stats& stats,
+         net::Refusals& refusals);
   ~Sender();
   Sender(const Sender&) = delete;
   Sender& operator=(const Sender&) = delete;
@@ -51,7 +52,6 @@ class Sender {
   Lane lane() const { return lane_; }
   std::string lane_reason() const;  // why not the shared one
   std::string held_text() const;    // what of the shared segment is in use; empty on the other lane
-  net::Gate& gate() { return stream_.gate(); }  // who was refused
   std::optional<Error> error() const;
   void fail(const Error& error);
   void close(const Deadline& linger);

@@ -44,13 +44,13 @@ void configure(net::Socket& socket, const Options& options) {
 }  // namespace
 
 Stream::Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats,
-               Event& wake)
+               Event& wake, net::Refusals& refusals)
     : options_(options),
       budget_(budget),
       pool_(pool),
       stats_(stats),
       session_(random_u64()),
-      gate_(context, options.keys, options.handshake_s, wake),
+      gate_(context, options.keys, options.handshake_s, wake, refusals),
       socket_(context, net::kPush),
       watch_(context, socket_, gate_) {
   configure(socket_, options_);

@@ -31,7 +31,8 @@ class Stream {
   using NextItem = std::function<std::optional<Outgoing>(bool only_control)>;
 
   // `wake` is signalled when the gate wants the events of the peers looked at.
-  Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats, Event& wake);
+  Stream(net::Context& context, const Options& options, Budget& budget, memory::Pool& pool, Stats& stats, Event& wake,
+         net::Refusals& refusals);
   ~Stream() { close(); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -41,7 +42,6 @@ class Stream {
   void offer(const wire::Hello& hello) { hello_ = hello; }
 
   void watch_peer();
-  net::Gate& gate() { return gate_; }  // any thread
   bool connected() const { return watch_.connected(); }
   bool peer_lost() const { return watch_.lost(); }
   bool peer_is_local() const { return watch_.peer_is_local(); }

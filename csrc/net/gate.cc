@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "base/thread.h"
 
@@ -14,7 +16,6 @@ constexpr char kZapVersion[] = "1.0";
 constexpr double kPatience_s = 0.3;   // until the end of a peer that has just died is known
 constexpr double kMargin_s = 0.5;     // libzmq's own timer comes first
 constexpr std::size_t kMaxWaiting = 16;
-constexpr std::size_t kMaxKnown = 256;   // refused addresses that are remembered; more are only counted
 constexpr std::size_t kMaxRequests = 64;  // a turn
 
 enum Frame { kRouting, kDelimiter, kVersion, kId, kDomain, kAddress, kIdentity, kMechanism, kCredential };
@@ -41,8 +42,8 @@ std::string named(const std::string& address) {
 
 }  // namespace
 
-Gate::Gate(Context& context, const KeyPair& keys, double handshake_s, Event& granted)
-    : key_(key_of(keys)), handshake_s_(handshake_s), granted_(granted), socket_(context, kRouter) {
+Gate::Gate(Context& context, const KeyPair& keys, double handshake_s, Event& granted, Refusals& refusals)
+    : key_(key_of(keys)), handshake_s_(handshake_s), granted_(granted), refusals_(refusals), socket_(context, kRouter) {
   socket_.set(kLinger, 0);
   socket_.bind(kZapAddress);
   thread_ = start_thread("zmqpp-gate", [this] { run(); });
@@ -72,24 +73,6 @@ void Gate::free() {
 void Gate::set_free(const std::lock_guard<std::mutex>&) {
   place_ = Place::kFree;
   wake_.signal();
-}
-
-void Gate::note_refused(const std::string& address, const std::string& reason) {
-  const std::lock_guard lock(mutex_);
-  ++refused_;
-  const auto same = [&](const auto& entry) { return entry.second == reason; };
-  if (address == kUnknown && std::any_of(known_.begin(), known_.end(), same)) return;
-  if (known_.size() < kMaxKnown && known_.emplace(address, reason).second) news_.push_back({address, reason});
-}
-
-std::uint64_t Gate::refused() const {
-  const std::lock_guard lock(mutex_);
-  return refused_;
-}
-
-std::vector<Refusal> Gate::take_refusals() {
-  const std::lock_guard lock(mutex_);
-  return std::exchange(news_, {});
 }
 
 void Gate::close() noexcept {

@@ -4,7 +4,7 @@
 // given to somebody who has not finished his handshake, waits a moment, for the holder may just have died; then he is
 // refused. PeerWatch tells what became of those who were let in.
 //
-// Owns: the ZAP socket of the context, its thread, and the list of who was refused.
+// Owns: the ZAP socket of the context, and its thread.
 // Blocks? close, for the thread, whose every wait has a deadline. Thread: public calls from any.
 // Errors: kResource when opening; kConfig: a key that is none. Open it before the socket is bound, close it after.
 // Source: ZAP, https://rfc.zeromq.org/spec/27/.
@@ -14,15 +14,13 @@
 #include <deque>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <thread>
-#include <utility>
-#include <vector>
 
 #include "base/deadline.h"
 #include "base/event.h"
 #include "net/curve.h"
+#include "net/refusals.h"
 #include "net/socket.h"
 
 namespace zmqpp::net {
@@ -32,13 +30,6 @@ namespace zmqpp::net {
 inline constexpr char kBindDomain[] = "zmqpp";
 inline constexpr char kConnectDomain[] = "zmqpp-connect";  // whom we connect to proves itself by CURVE, or not at all
 
-inline constexpr char kUnknown[] = "an unknown address";  // the connection was closed before it could be asked
-
-struct Refusal {
-  std::string address;  // without the port, which says nothing
-  std::string reason;
-};
-
 class Gate {
  public:
   // The place was given, and the peer has not finished its handshake.
@@ -47,8 +38,8 @@ class Gate {
     Deadline until;  // by then libzmq has dropped a peer that did not
   };
 
-  // `granted` is signalled after a grant; it must outlive the gate.
-  Gate(Context& context, const KeyPair& keys, double handshake_s, Event& granted);
+  // `granted` is signalled after a grant. Both references must outlive the gate.
+  Gate(Context& context, const KeyPair& keys, double handshake_s, Event& granted, Refusals& refusals);
   ~Gate() { close(); }
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
@@ -59,9 +50,7 @@ class Gate {
   void revoke(std::uint64_t grant);  // it never came
   void free();                       // it has gone, and the next one may come
 
-  void note_refused(const std::string& address, const std::string& reason);  // by libzmq itself
-  std::uint64_t refused() const;
-  std::vector<Refusal> take_refusals();  // each address once with each reason
+  void note_refused(const std::string& address, const std::string& reason) { refusals_.note(address, reason); }
 
   void close() noexcept;
 
@@ -89,6 +78,7 @@ class Gate {
   const std::optional<RawKey> key_;
   const double handshake_s_;
   Event& granted_;
+  Refusals& refusals_;
   Event wake_;
   Socket socket_;
   std::deque<Request> waiting_;  // gate thread only
@@ -97,9 +87,6 @@ class Gate {
   Place place_ = Place::kFree;
   Grant grant_{0, Deadline::never()};
   bool closing_ = false;
-  std::uint64_t refused_ = 0;
-  std::set<std::pair<std::string, std::string>> known_;
-  std::vector<Refusal> news_;
 
   std::thread thread_;  // last: starts when everything above is there
 };

@@ -43,11 +43,12 @@ void until(Holds holds) {
 struct Door {
   Context context{1};
   Event wake;
+  Refusals refusals;
   Gate gate;
   Socket socket{context, kPush};
   PeerWatch watch{context, socket, gate};
 
-  explicit Door(const KeyPair& keys) : gate(context, keys, kHandshake_s, wake) {
+  explicit Door(const KeyPair& keys) : gate(context, keys, kHandshake_s, wake, refusals) {
     socket.set(kLinger, 0);
     socket.set(kHandshakeIvl, static_cast<int>(kHandshake_s * 1000));
     socket.set_text(kZapDomain, kBindDomain);
@@ -93,7 +94,7 @@ struct Caller {
   void call(Door& door) { socket.connect(door.socket.last_endpoint()); }
   // As a receiver does: libzmq gives up where it was refused.
   void call_again_if_refused(Door& door) {
-    if (const std::uint64_t refused = door.gate.refused(); refused > refused_) {
+    if (const std::uint64_t refused = door.refusals.count(); refused > refused_) {
       refused_ = refused;
       socket.connect_again(door.socket.last_endpoint());
     }
@@ -128,7 +129,7 @@ TEST(the_place_is_given_once_and_again_only_after_its_holder_has_gone) {
     auto first = std::make_unique<Caller>(door, keys);
     until([&] { return door.connected(); });
     Caller second(door, keys);
-    until([&] { return door.gate.refused() > 0; });
+    until([&] { return door.refusals.count() > 0; });
     door.send("for the first");
     until([&] { return first->heard() == "for the first"; });
     first.reset();
@@ -199,9 +200,9 @@ TEST(who_has_no_key_is_counted_and_told_though_it_hangs_up_before_it_says_so) {
   Caller none(door, kNone);
   until([&] {
     door.watch.read_events();
-    return door.gate.refused() >= 1;  // libzmq does not try again
+    return door.refusals.count() >= 1;  // libzmq does not try again
   });
-  for (const Refusal& refusal : door.gate.take_refusals()) CHECK(refusal.reason == "it showed no key");
+  for (const Refusal& refusal : door.refusals.take()) CHECK(refusal.reason == "it showed no key");
   CHECK(door.watch.connected() && !door.watch.lost() && !door.watch.crowded());
 }
 
@@ -211,11 +212,11 @@ TEST(a_wrong_key_never_takes_the_place_and_is_told_once_each_address) {
   Caller none(door, kNone);
   until([&] {
     door.watch.read_events();
-    return door.gate.refused() >= 4;
+    return door.refusals.count() >= 4;
   });
   CHECK(!door.gate.grant() && !door.watch.connected());
   std::size_t told = 0;
-  for (const Refusal& refusal : door.gate.take_refusals()) {
+  for (const Refusal& refusal : door.refusals.take()) {
     CHECK(refusal.reason == "wrong key" || refusal.reason == "it showed no key");
     ++told;
   }

@@ -362,3 +362,17 @@ def test_segment_of_another_user_is_not_opened_even_by_root() -> None:
             other.send([1], MIB)
             assert_whole(receiver.recv_dict(), 1, MIB)
             assert receiver.stats()["lane"] == "tcp" and "another user's" in receiver.stats()["lane_reason"]
+
+
+def test_who_was_refused_stays_counted_and_told_when_a_half_is_opened_anew(
+    keys: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "zmqpp")
+    with Link(bind=ANY_PORT, connect=None, config=with_keys(keys["ours"])) as sender:
+        with Link(bind=None, connect=sender.bound, config=with_keys(keys["theirs"])):
+            until(lambda: sender.stats()["refused"] >= 2)
+            before = sender.stats()["refused"]
+            sender.reopen_send()
+            assert sender.stats()["refused"] >= before
+            until(lambda: sender.stats()["refused"] >= before + 2)
+        assert len(set(refusals(caplog))) == len(refusals(caplog))
