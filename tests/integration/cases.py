@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "logit bias": {"prompt": PROMPTS[8], **_GREEDY, "logit_bias": {"300": 8.0, "301": -100}},
     "allowed tokens": {"prompt": PROMPTS[8], **_GREEDY, "allowed_token_ids": [50, 51, 52, 300, 301]},
     "bad words": {"prompt": PROMPTS[8], **_GREEDY, "bad_words": ["the", "a"]},
+    "words of a client's own": {"prompt": PROMPTS[9], **_GREEDY, "vllm_xargs": {"a": "x"}},
+    "top-k beyond the vocabulary": {"prompt": PROMPTS[10], **_SEEDED, "top_k": 1 << 31},
     "seeded min-p": {"prompt": PROMPTS[12], **_SEEDED, "min_p": 0.05},
     "JSON schema": {
         "prompt": PROMPTS[13],

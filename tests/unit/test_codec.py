@@ -16,6 +16,8 @@ import torch
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
+from vllm.lora.request import LoRARequest
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
@@ -89,6 +91,9 @@ OBJECTS = {
         )
     },
     "compile times": [CompilationTimes(1.5, 0.0)],
+    "an adapter": LoRARequest("a", 1, "/adapters/a"),
+    "pooling parameters": PoolingParams(task="embed", dimensions=8),
+    "parameters with words of a client's own": SamplingParams(extra_args={"a": [1, {"b": None}]}),
     "values": [
         None,
         True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ if importlib.util.find_spec("vllm") is None:
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
 
-from zmqpp.errors import MalformedError
+from zmqpp.errors import MalformedError, UnsupportedError
+from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.answers import Answers
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_output, check_restored, check_step
 from zmqpp.vllm.worker_methods import may_be_called
@@ -53,7 +56,27 @@ def test_a_step_that_fits_and_one_that_says_only_what_ended_are_taken() -> None:
     empty.finished_req_ids = {"old", "unknown"}
     check_step(empty, 0, {"old"}, LIMITS)
     check_restored([request(block_ids=())], [[1, 2]], LIMITS)
+    of_a_client = SamplingParams(extra_args={"a": "x"}, top_k=1 << 31)
+    check_restored([request(block_ids=(), sampling_params=of_a_client)], [[]], LIMITS)
     check_grammar(GrammarOutput(["new"], np.zeros((1, 2), np.int32)), LIMITS)
+
+
+def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
+    """By the engine, for that request alone."""
+    model = SimpleNamespace(max_model_len=100, get_vocab_size=lambda: 50)
+    scheduling = SimpleNamespace(max_num_batched_tokens=64, max_num_seqs=4)
+    admission = Admission(SimpleNamespace(model_config=model, scheduler_config=scheduling))
+
+    def asked(prompt: list[int], **parameters: Any) -> Request:
+        sampling = SamplingParams(**parameters)
+        return Request("r", prompt, sampling, None, arrival_time=0.0)
+
+    admission.check(asked([1, 2, 49], extra_args={"a": {"b": [1.5, None]}}, top_k=1 << 40))
+    for wrong in (asked([50]), asked([1] * 101), asked([1], allowed_token_ids=[50])):
+        with pytest.raises(MalformedError):
+            admission.check(wrong)
+    with pytest.raises(UnsupportedError):
+        admission.check(asked([1], extra_args={"a": object()}))
 
 
 def _set(path: str, value: Any) -> Callable[[Any], None]:

@@ -124,6 +124,8 @@ class Recovery:
         ring.renew(executor.epoch)
         replies = executor.greet(timeout_s, self._meanwhile())
         fresh = [reply.stage for reply in replies if not reply.ready]
+        for stage in fresh:
+            self._count(stage, f"stage {stage} was lost: another process is in its place")
         try:
             executor.fit(replies)
             for method, args, kwargs in executor.init_log if fresh else ():
@@ -162,8 +164,12 @@ class Recovery:
     def _tell_lost(self, lost: control.Lost) -> None:
         """Thread: whichever reads the ring."""
         logger.warning("%s; requests wait until it is back", lost.reason)
-        self._executor.board.lose(lost.reason, lost.stage)
-        emit(lost.stage, "missed", reason=lost.reason)
+        self._count(lost.stage, lost.reason)
+
+    def _count(self, stage: int, reason: str) -> None:
+        """Of several that are lost at once the others are known only when they are back."""
+        if self._executor.board.lose(reason, stage):
+            emit(stage, "missed", reason=reason)
         self._executor.publisher.publish()
 
     def _tell_recovered(self, seconds: float) -> None:

@@ -168,13 +168,10 @@ class EngineRing:
             except RecvTimeout:
                 self._look_around()
                 return False
-            except PeerLostError as error:
-                raise self._lost_last_stage(error) from None
             except StageError:
                 raise
             except ZmqppError as error:
-                reason = f"stage {self.stages - 1}: what comes from it cannot be used: {error}"
-                raise self._lose(self.stages - 1, reason) from None
+                raise self._lost_last_stage(error) from None
 
     def _check_whole(self) -> None:
         if self.failure is not None:
@@ -222,9 +219,12 @@ class EngineRing:
 
     # ---- failure -----------------------------------------------------------------------------------------
 
-    def _lost_last_stage(self, error: PeerLostError) -> StageError:
-        last = self.stages - 1
-        return self._lose(last, f"stage {last} at {self.link.connect} is lost: {error}")
+    def _lost_last_stage(self, error: ZmqppError) -> StageError:
+        if self._closing.is_set():  # and the link with it
+            return StageError(f"this engine ends: {error}")
+        last, gone = self.stages - 1, isinstance(error, PeerLostError)
+        what = f" at {self.link.connect} is lost" if gone else ": what comes from it cannot be used"
+        return self._lose(last, f"stage {last}{what}: {error}")
 
     def _lost_first_stage(self, error: PeerLostError) -> StageError:
         try:

@@ -111,17 +111,20 @@ class Board:
                 stage.state, stage.since, stage.reason = "lost", now, reason
             self._note(Event(now, "lost" if index is not None else "failed", reason, index))
 
-    def lose(self, reason: str, index: int) -> None:
-        """Stage `index` is gone; the pipeline waits for it."""
+    def lose(self, reason: str, index: int) -> bool:
+        """Stage `index` is gone; the pipeline waits for it. False: it was lost already, which counts once."""
         now = time.time()
         with self._lock:
             self.version += 1
             status = self._status
             status.state, status.since, status.reason = "recovering", now, reason
-            status.losses += 1
             stage = status.stages[index]
+            if stage.state == "lost":
+                return False
+            status.losses += 1
             stage.state, stage.since, stage.reason = "lost", now, reason
             self._note(Event(now, "lost", reason, index))
+            return True
 
     def recover(self, seconds: float) -> None:
         """All stages are there again."""
