@@ -178,7 +178,15 @@ def test_a_stage_deaf_to_sigterm_is_killed_and_replaced(tmp_path: Path) -> None:
 
 def test_another_stage_that_dies_meanwhile_is_replaced_too(tmp_path: Path) -> None:
     ordered = Ordered(tmp_path / "logs", "ok", "ok", "once")
-    status = ordered.run(lambda: ordered.order(restart(1)))
+
+    def act() -> None:
+        ordered.order(restart(1))
+        deadline = time.monotonic() + 30
+        while not ordered.supervisor.status().recoveries:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    status = ordered.run(act)
     assert (status.losses, status.recoveries, status.replacements) == (1, 1, 1)
     assert ordered.kinds.count("lost") == ordered.kinds.count("recovered") == 1
 
@@ -356,12 +364,18 @@ def test_what_only_the_engine_misses_is_counted_too(tmp_path: Path, monkeypatch:
     def act() -> None:
         emit(1, "missed", reason="stage 1 gave no sign of life for 5 s")
         await_counted(1, 0)
+        while "lost" not in ordered.kinds:
+            time.sleep(0.01)
         emit(0, "whole", seconds=3.0)
         await_counted(1, 1)
+        while "recovered" not in ordered.kinds:
+            time.sleep(0.01)
         os.kill(ordered.launcher.pids()[2], signal.SIGKILL)
         await_counted(2, 2)
 
     ordered.run(act)
+    assert ordered.kinds[:6] == ["ready", "lost", "recovered", "lost", "restarting", "recovered"]
+    assert "no sign of life" in ordered.events[1].text and "SIGKILL" in ordered.events[3].text
 
 
 def test_an_order_to_a_pipeline_that_still_starts_waits_and_says_so(tmp_path: Path) -> None:

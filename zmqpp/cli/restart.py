@@ -21,6 +21,7 @@ examples:
 
 Requests wait while a stage is replaced, and go on where they were. Before stage 0 is, those that run are waited for,
 and new ones wait at the HTTP entry. A stage that does not come up as it is asked to is started as it was.
+New settings for stage 0, or for all, start all stages anew: those that stages share must fit together.
 exit codes: 0 replaced, 1 not, and why, 2 a mistake, or no pipeline there.
 """
 _TAKEN = dict.fromkeys(("--host", "--port", "--uds"), "it stays as `zmqpp serve` chose it")

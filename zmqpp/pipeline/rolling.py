@@ -2,7 +2,9 @@
 
     stages 1 .. N-1   the old process ends; requests wait in the engine, and go on with the new one
     stage 0           has the requests: new ones wait at the entrance until those that run are done and it is replaced.
-                      What is asked of it anew concerns the others too: then all are started anew
+                      What is asked of it anew concerns the others too: then all are started anew, and flags that the
+                      others were given as well are given to them anew
+    all, with flags   as stage 0, and every stage gets them
 
 A new one that does not come up is replaced by what ran before.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -76,6 +78,8 @@ class Rolling:
         wrong = [index for index in stages if not 0 <= index < total]
         if wrong:
             return order.finish(2, f"--stage {wrong[0]}: the stages are 0 to {total - 1}")
+        if order.stages is None and (order.flags or order.environment):
+            stages = [0]  # One after another they would not fit together meanwhile.
         try:
             for index in stages:
                 self._replace(index, order)
@@ -85,17 +89,19 @@ class Rolling:
         order.finish(0, f"all {total} stages are ready; no request was lost ({took:.1f} s)")
 
     def _replace(self, index: int, order: Restart) -> None:
-        before = self._launcher.stage_plans[index]
+        before = list(self._launcher.stage_plans)
         with self._no_requests(index, order):
             away = time.monotonic()
             try:
                 self._caretaker.expect(index, f"stage {index} is being replaced, as asked for")
-                changed = self._changed(before, order)
-                swap = self._swap_all if index == 0 and changed != before else self._swap
-                swap(index, changed, order)
+                changed = self._changed(before[index], order)
+                if index == 0 and changed != before[0]:
+                    self._swap_all([changed, *self._concerned(before, order)], order)
+                else:
+                    self._swap(index, changed, order)
             except (_NotUp, LaunchError) as error:
                 # Who starts all anew must not meet the new flags.
-                self._launcher.stage_plans[index] = before
+                self._launcher.stage_plans[:] = before
                 if index and not isinstance(error, _NotUp):
                     raise
                 self._caretaker.expect(index, f"{error}; stage {index} is started as it was before")
@@ -104,6 +110,26 @@ class Rolling:
             self._caretaker.replaced(index)
             order.say(f"stage {index}: requests waited {time.monotonic() - away:.1f} s")
 
+    def _concerned(self, before: list[StagePlan], order: Restart) -> list[StagePlan]:
+        """The stages but 0, with what is new for it: all of it where all are asked for, else the flags they have."""
+        first, *others = before
+        if order.stages is None:
+            return [self._changed(plan, order) for plan in others]
+        earlier = {_name(flag) for flag in self._ordered(first)}
+        changed = []
+        for plan in others:
+            planned = self._launcher.plan.stages[plan.index].arguments
+            own = [flag for flag in self._ordered(plan) if _name(flag) not in earlier]
+            given = {_name(flag) for flag in _flags(planned)}
+            new = [flag for flag in _flags(order.flags) if _name(flag) in given]
+            words = [word for flag in [*own, *new] for word in flag]
+            changed.append(dataclasses.replace(plan, arguments=(*planned, *words)))
+        return changed
+
+    def _ordered(self, plan: StagePlan) -> list[list[str]]:
+        """The flags that earlier orders gave."""
+        return _flags(plan.arguments[len(self._launcher.plan.stages[plan.index].arguments) :])
+
     def _changed(self, before: StagePlan, order: Restart) -> StagePlan:
         """What is given now goes on top of the plan's own, in place of what an earlier order gave."""
         planned = self._launcher.plan.stages[before.index]
@@ -111,10 +137,13 @@ class Rolling:
         environment = {**before.environment, **order.environment}
         return dataclasses.replace(before, arguments=arguments, environment=environment)
 
-    def _go_back(self, index: int, before: StagePlan, order: Restart, error: ZmqppError) -> None:
+    def _go_back(self, index: int, before: list[StagePlan], order: Restart, error: ZmqppError) -> None:
         """Always raises: _NotUp; LaunchError when it is the pipeline that has failed."""
         try:
-            (self._swap if index else self._swap_all)(index, before, order)
+            if index:
+                self._swap(index, before[index], order)
+            else:
+                self._swap_all(before, order)
         except _NotUp as again:
             raise _NotUp(f"{error}; what ran before did not come up again either: {again}") from None
         self._caretaker.note("restarted", f"stage {index} runs as before", index)
@@ -131,14 +160,14 @@ class Rolling:
         launcher.restart_stage(index)
         self._await_ready(index, order)
 
-    def _swap_all(self, index: int, plan: StagePlan, order: Restart) -> None:
+    def _swap_all(self, plans: list[StagePlan], order: Restart) -> None:
         """With nothing to lose: no request runs inside."""
         launcher = self._launcher
-        launcher.stage_plans[index] = plan
+        launcher.stage_plans[:] = plans
         order.say("starting all stages anew")
         launcher.restart()
         launcher.wait_ready(self._patience_s)
-        self._caretaker.look_after(replaced=index)
+        self._caretaker.look_after(replaced=0)
 
     def _await_ready(self, index: int, order: Restart) -> None:
         launcher, caretaker = self._launcher, self._caretaker
@@ -174,6 +203,20 @@ class Rolling:
             yield
         finally:
             self._entrance.release()
+
+
+def _flags(words: Sequence[str]) -> list[list[str]]:
+    """Each flag with its values."""
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append([])
+        flags[-1].append(word)
+    return flags
+
+
+def _name(flag: list[str]) -> str:
+    return flag[0].partition("=")[0]
 
 
 def wait_until_idle(

@@ -10,6 +10,7 @@ from typing import Any
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.launcher import Launcher
 from zmqpp.pipeline.losses import Losses
+from zmqpp.pipeline.misses import Misses
 from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart
 from zmqpp.pipeline.restarts import Restarts
 from zmqpp.pipeline.rolling import Rolling, wait_until_idle
@@ -56,7 +57,7 @@ class Supervisor:
         self._restarts, self._timeout_s = Restarts(max_restarts), timeout_s
         self._on_poll, self._on_event = on_poll, on_event
         self._state, self._since, self._reason = "starting", time.time(), ""
-        self._losses, self._replacements = Losses(), 0
+        self._losses, self._misses, self._replacements = Losses(), Misses(), 0
         self._due: dict[int, float] = {}
         """When to start anew what was lost."""
         self._back_by = 0.0
@@ -188,6 +189,10 @@ class Supervisor:
         """What came about elsewhere: in the stages, and the entrance closed or opened."""
         while self._launcher.news:
             self._take(self._launcher.news.popleft())
+        for stage, reason in self._misses.take_due():
+            if self._state == "ready" and self._launcher.runs(stage):
+                self._misses.tell()
+                self.note("lost", reason, stage)
         draining = self._entrance is not None and self._entrance.draining
         if draining != self._was_draining:
             self._was_draining = draining
@@ -198,6 +203,7 @@ class Supervisor:
         """All stages are ready: count what was lost until now; whether anything was."""
         self._note_news()
         self._restarts.ready()
+        self._misses.clear()
         return self._losses.settle()
 
     def _take(self, news: Mapping[str, Any]) -> None:
@@ -207,8 +213,11 @@ class Supervisor:
             self.note("refused", text, stage)
         elif news["event"] == "missed":
             self._losses.missed(stage)
+            self._misses.note(stage, str(news.get("reason")))
         elif self._state == "ready":  # Else a process has ended: all are ready when the next one is.
             self._losses.settle()
+            if self._misses.clear():
+                self.note("recovered", f"the pipeline goes on after {news.get('seconds', 0):.1f} s")
 
     # ---- losses ------------------------------------------------------------------------------------------
 
