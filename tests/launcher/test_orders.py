@@ -366,6 +366,7 @@ def test_what_only_the_engine_misses_is_counted_too(tmp_path: Path, monkeypatch:
         await_counted(1, 0)
         while "lost" not in ordered.kinds:
             time.sleep(0.01)
+        assert ordered.launcher.states[1].reason == ""  # that of a process, which runs
         emit(0, "whole", seconds=3.0)
         await_counted(1, 1)
         while "recovered" not in ordered.kinds:

@@ -287,10 +287,12 @@ class Launcher:
         with self._signals.held():  # Else the file might stay open, or its lines be lost.
             events, self._events_offset = read_events(str(self.events_path), self._events_offset)
             for event in events:
-                if 0 <= event.get("stage", -1) < len(self.states):
+                if not 0 <= event.get("stage", -1) < len(self.states):
+                    continue
+                if event.get("event") in NEWS:
+                    self.news.append(event)
+                else:
                     self.states[event["stage"]].apply(event)
-                    if event.get("event") in NEWS:
-                        self.news.append(event)
         return bool(events)
 
     def _failure(self, state: StageState, process: StageProcess) -> LaunchError:
