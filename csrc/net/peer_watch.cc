@@ -169,9 +169,7 @@ void PeerWatch::on_handshake() {
     return;
   }
   connected_ = true;
-  for (const auto& [fd, name] : open_) {
-    if (is_open(fd)) candidates_.emplace(fd, connection_name(fd));
-  }
+  for (const auto& [fd, name] : open_) candidates_.emplace(fd, connection_name(fd));
   if (gate_ != nullptr) gate_->take();
 }
 
@@ -192,6 +190,7 @@ void PeerWatch::on_disconnected(int fd) {
     return;
   }
   if (!connected_ || !was_candidate) return;
+  std::erase_if(candidates_, [](const auto& candidate) { return !is_open(candidate.first); });
   if (candidates_.empty()) {
     lost_ = true;
   } else {
