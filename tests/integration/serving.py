@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from zmqpp.layers import LayerRange
 from zmqpp.models import docs_llama
@@ -37,6 +38,8 @@ FLAGS = (
     *("--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", str(128 << 20), "--block-size", "32"),
 )
 READY_S = 240.0
+LONG = bool(os.environ.get("ZMQPP_LONG"))
+long_only = pytest.mark.skipif(not LONG, reason="takes minutes: ZMQPP_LONG=1")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.serving import FLAGS, NAME, Served
+from tests.integration.serving import FLAGS, NAME, Served, long_only
 from tests.integration.test_mistakes import assert_one_line, stage
 from tests.integration.zygote import Running, Zygote
 from zmqpp.models import docs_llama
@@ -60,7 +60,7 @@ def command_pid(running: Running) -> int:
     return int(children[0])
 
 
-@pytest.mark.parametrize("victim", [1, 2])
+@pytest.mark.parametrize("victim", [1, pytest.param(2, marks=long_only)])
 def test_a_killed_stage_that_does_not_come_back_is_named_by_everyone(zygote: Zygote, victim: int) -> None:
     served, running = start(zygote, 3)
     answers: list[httpx.Response] = []

@@ -22,18 +22,16 @@ import zmq
 
 from tests.fault.network import PORT
 from tests.fault.wire import Wire, unreliable
-from tests.integration.serving import NAME
+from tests.integration.serving import LONG, NAME, long_only
 from tests.integration.three_machines import RETURN_PORT, Load, Pipeline, on_three_machines
 from zmqpp.errors import ConnectTimeout
 from zmqpp.transport import Link
 
-LONG = bool(os.environ.get("ZMQPP_LONG"))
 PEER_TIMEOUT_S = 5.0 if LONG else 2.0
 RECOVERY_S = 120.0 if LONG else 20.0
 ENDED_S = 2 * RECOVERY_S + 60.0
 STOPPED_S = 60.0 if LONG else 5.0
 WIRE_S = 8.0 if LONG else 4.0
-long_only = pytest.mark.skipif(not LONG, reason="takes minutes: ZMQPP_LONG=1")
 
 
 @pytest.fixture(scope="module")

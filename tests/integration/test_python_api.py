@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.cases import CASES
 from tests.integration.models import split
-from tests.integration.serving import ENVIRONMENT, pipeline
+from tests.integration.serving import ENVIRONMENT, long_only, pipeline
 from tests.integration.test_mistakes import stage
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.ports import free_base_port
@@ -112,7 +112,11 @@ def run(script: Path, arguments: Sequence[str], environment: dict[str, str]) -> 
 
 @pytest.mark.parametrize(
     ("script", "environment"),
-    [(WITH_LLM, {}), (WITH_DICT, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}), (WITH_ASYNC_LLM, {})],
+    [
+        (WITH_LLM, {}),
+        (WITH_DICT, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
+        pytest.param(WITH_ASYNC_LLM, {}, marks=long_only),  # what `vllm serve` is made of
+    ],
     ids=["LLM", "LLM in one process with its engine, from a dict", "AsyncLLM"],
 )
 def test_stage_0_from_python_gives_the_same_answers(
