@@ -21,7 +21,7 @@ import pytest
 
 from tests.integration.cases import CASES, PROMPTS
 from tests.integration.entry import Entry, entry, zmqpp
-from tests.integration.serving import NAME
+from tests.integration.serving import NAME, long_only
 from zmqpp.models import docs_llama
 
 LONG = {"model": NAME, "prompt": PROMPTS[0], "max_tokens": 900, "ignore_eos": True, "stream": True}
@@ -97,7 +97,7 @@ def test_every_stage_is_replaced_under_load_and_no_request_fails(
     assert "zmqpp_pipeline_replaced_stages_total 2.0" in httpx.get(f"{pipeline.url}/metrics", timeout=10).text
 
 
-@pytest.mark.skipif(not os.environ.get("ZMQPP_LONG"), reason="takes minutes: ZMQPP_LONG=1")
+@long_only
 def test_a_bad_setting_does_not_take_the_pipeline_down(pipeline: Entry, expected: dict[str, Any]) -> None:
     with under_load(pipeline, expected):
         done = ordered(pipeline, "restart", "--stage", "1", "--", "--max-model-len", "512")

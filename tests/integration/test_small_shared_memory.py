@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.integration.machine import check_possible, one_machine
-from tests.integration.serving import ENVIRONMENT
+from tests.integration.serving import ENVIRONMENT, long_only
 from zmqpp.models import docs_llama
 
 
-@pytest.mark.skipif(not os.environ.get("ZMQPP_LONG"), reason="takes minutes: ZMQPP_LONG=1")
+@long_only
 def test_a_pipeline_with_1_mb_of_shared_memory_computes_the_tokens_of_one_process(tmp_path: Path) -> None:
     check_possible()
     check = [sys.executable, "-m", "zmqpp", "check", "--num-stages", "2", "--log-dir", str(tmp_path / "logs")]

@@ -23,7 +23,7 @@ def build_named_tuple(kind: Any, content: list[Any]) -> Any:
 
 
 def build(kind: type, given: dict[str, Any]) -> Any:
-    """An object of `kind` without running its constructor."""
+    """An object of `kind`; without running its constructor, but for the classes that msgspec alone makes."""
     known = dict(fields_of(kind))
     if unknown := given.keys() - known.keys():
         raise MalformedError(
