@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.command import ROOT, assert_mistake, zmqpp
 from zmqpp.doctor import Finding, examine
+from zmqpp.pipeline.ports import free_base_port, free_port
 
 pytest.importorskip("vllm", reason="the doctor calls a machine without vLLM ill")
 
@@ -25,9 +26,10 @@ def by_subject(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_busy_port_is_a_problem_that_names_the_process_and_the_option() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = zmqpp("doctor", "--json", "--base-port", str(port - 3), "--num-stages", "3")
+    base = free_base_port(3)
+    port, ring = base + 3, ("--base-port", str(base), "--num-stages", "3")
+    with socket.create_server(("127.0.0.1", port)):
+        done = zmqpp("doctor", "--json", *ring, "--api-port", str(free_port()))
     assert done.returncode == 1, done
     told = json.loads(done.stdout)
     assert told["ok"] is False

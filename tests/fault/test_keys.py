@@ -25,6 +25,7 @@ from zmqpp.communicator import ZeroMQCommunicator
 from zmqpp.config import TransportConfig
 from zmqpp.errors import ConfigError, ConnectTimeout, PeerLostError
 from zmqpp.keys import KeyPair, make_keys, read_keys
+from zmqpp.pipeline.ports import free_port
 from zmqpp.transport import Link, Route
 
 MIB = 1 << 20
@@ -182,9 +183,7 @@ def test_who_knows_only_the_public_key_does_not_get_in(keys: dict[str, str]) -> 
 def test_key_file_that_others_may_read_is_refused_before_anything_is_bound(tmp_path: Path, mode: int) -> None:
     path, _ = make_keys(tmp_path / "keys")
     path.chmod(mode)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(ConfigError, match=f"key file {path}: open to others"):
         Link(bind=port, connect=None, config=with_keys(str(path.parent)))
     with pytest.raises(ConnectionRefusedError):

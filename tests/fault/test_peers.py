@@ -17,15 +17,14 @@ from zmqpp.errors import (
     ConnectError,
     SequenceError,
 )
+from zmqpp.pipeline.ports import free_port
 from zmqpp.transport import Link, Route
 
 MIB = 1 << 20
 
 
 def test_receiver_may_start_first() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with Link(bind=None, connect=f"127.0.0.1:{port}", config=FAST) as receiver:
         time.sleep(0.3)
         with Link(bind=port, connect=None, config=FAST) as sender:

@@ -21,14 +21,12 @@ def free_base_port(stages: int, host: str = "127.0.0.1") -> int:
         base = random.randrange(_FIRST, _LAST - stages)
         if all(is_free(host, base + offset) for offset in range(stages + 1)):
             return base
-    raise ConfigError(f"no {stages + 1} consecutive free ports found between {_FIRST} and {_LAST} on {host}")
+    raise ConfigError(f"no {stages + 1} free ports in a row found between {_FIRST} and {_LAST} on {host}")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Any free port, as the kernel chooses it."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Any free port, none of those that an outgoing connection may take before it is used."""
+    return free_base_port(0, host)
 
 
 def check_port_free(host: str, port: int, flag: str) -> None:
