@@ -29,6 +29,8 @@ enum class Code {
   kChecksum,
   kResource,
   kSharedMemory,
+  kDevice,
+  kPinned,
   kCount_,  // not a code: how many there are
 };
 

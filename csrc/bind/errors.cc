@@ -34,6 +34,8 @@ constexpr std::array kTable{
     Row{Code::kChecksum, "checksum", "ChecksumError"},
     Row{Code::kResource, "resource", "ResourceError"},
     Row{Code::kSharedMemory, "shared_memory", "SharedMemoryError"},
+    Row{Code::kDevice, "device", "DeviceError"},
+    Row{Code::kPinned, "pinned_memory", "PinnedMemoryError"},
 };
 static_assert(kTable.size() == static_cast<std::size_t>(Code::kCount_), "every code needs a row");
 

@@ -7,5 +7,6 @@ PYBIND11_MODULE(_engine, m) {
   zmqpp::bind::register_block(m);
   zmqpp::bind::register_tickets(m);
   zmqpp::bind::register_link(m);
+  zmqpp::bind::register_device(m);
   zmqpp::bind::register_plain_dict(m);
 }

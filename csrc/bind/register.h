@@ -12,6 +12,7 @@ void register_wire(pybind11::module_& m);
 void register_block(pybind11::module_& m);
 void register_tickets(pybind11::module_& m);
 void register_link(pybind11::module_& m);
+void register_device(pybind11::module_& m);
 void register_plain_dict(pybind11::module_& m);
 
 }  // namespace zmqpp::bind

@@ -92,6 +92,7 @@ def _checks(deployment: Deployment) -> list[tuple[str, Check]]:
         ("extension", software.engine),
         ("libzmq", software.libzmq),
         ("torch", software.torch_and_transformers),
+        ("cuda", software.cuda),
         ("gpus", lambda: processors.gpus(deployment)),
         ("cores", lambda: processors.cores(deployment)),
         ("memory", lambda: machine.memory(deployment)),

@@ -15,7 +15,7 @@ from zmqpp.doctor.finding import Finding, ok, problem, warning
 from zmqpp.pipeline.devices import listed_gpus
 from zmqpp.version import __version__
 
-__all__ = ["engine", "libzmq", "plugin", "python", "requirements", "torch_and_transformers", "vllm"]
+__all__ = ["cuda", "engine", "libzmq", "plugin", "python", "requirements", "torch_and_transformers", "vllm"]
 
 _OLDEST_PYTHON = (3, 11)
 _MISFITS = ("torchvision", "torchaudio", "torchcodec")
@@ -103,6 +103,22 @@ def engine() -> Iterator[Finding]:
         )
         return
     yield ok("extension", f"loads, wire version {_engine.WIRE_VERSION}")
+
+
+def cuda() -> Iterator[Finding]:
+    """The driver as the engine finds it; a machine without one is fine."""
+    try:
+        from zmqpp._engine import describe_cuda
+    except ImportError:
+        return  # `engine` says so.
+    found = describe_cuda()
+    if not found["works"]:
+        yield ok("cuda", f"{found['why_none']}; tensors of the CPU only")
+        return
+    version, devices = found["version"], found["devices"]
+    names = ", ".join(device["name"] for device in devices)
+    told = f"the driver ({found['library']}) is for CUDA {version // 1000}.{version % 1000 // 10}, and sees {names}"
+    yield ok("cuda", told)
 
 
 def libzmq() -> Iterator[Finding]:

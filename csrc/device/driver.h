@@ -1,0 +1,110 @@
+// The part of CUDA's driver API that we use, resolved at run time from the driver that the machine has, if any.
+//
+// Declared here instead of including cuda.h, so that one build serves machines without CUDA and with CUDA 12 or 13.
+// Prototypes and numbers: CUDA driver API, stable ABI; the versioned names (_v2) are those that cuda.h has meant since 12.
+//
+// Owns: the library handle, for the life of the process. Blocks? driver(), the first time, while the driver starts (100 ms
+//   and more). Thread: all safe. Errors: none by driver(): a machine without CUDA is no error. check throws kDevice.
+// Fork: a process must not use the driver that its parent has started; neither does torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace zmqpp::device {
+
+using Result = int;
+using Ordinal = int;  // of a device, as this process counts: CUDA_VISIBLE_DEVICES decides
+using Address = std::uint64_t;
+struct ContextState;
+struct StreamState;
+struct EventState;
+using ContextHandle = ContextState*;
+using StreamHandle = StreamState*;  // torch.cuda.Stream.cuda_stream is one; null: the legacy default stream
+using EventHandle = EventState*;
+
+struct Uuid {
+  unsigned char bytes[16];
+};
+struct IpcMemory {
+  unsigned char bytes[64];
+};
+struct IpcEvent {
+  unsigned char bytes[64];
+};
+
+using HostFunction = void (*)(void* data);
+
+struct Driver {
+  Result (*init)(unsigned flags);
+  Result (*driver_version)(int* version);
+  Result (*error_name)(Result, const char**);
+  Result (*error_string)(Result, const char**);
+  Result (*device_count)(int*);
+  Result (*device_name)(char*, int size, Ordinal);
+  Result (*device_uuid)(Uuid*, Ordinal);
+  Result (*device_memory)(std::size_t*, Ordinal);
+  Result (*device_attribute)(int*, int attribute, Ordinal);
+  Result (*can_access_peer)(int*, Ordinal, Ordinal peer);
+  Result (*primary_retain)(ContextHandle*, Ordinal);
+  Result (*primary_release)(Ordinal);
+  Result (*context_push)(ContextHandle);
+  Result (*context_pop)(ContextHandle*);
+  Result (*enable_peer)(ContextHandle, unsigned flags);
+  Result (*stream_create)(StreamHandle*, unsigned flags, int priority);
+  Result (*stream_destroy)(StreamHandle);
+  Result (*stream_query)(StreamHandle);
+  Result (*stream_wait_event)(StreamHandle, EventHandle, unsigned flags);
+  Result (*stream_priorities)(int* least, int* greatest);
+  Result (*launch_host)(StreamHandle, HostFunction, void*);
+  Result (*write_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
+  Result (*wait_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
+  Result (*event_create)(EventHandle*, unsigned flags);
+  Result (*event_destroy)(EventHandle);
+  Result (*event_record)(EventHandle, StreamHandle);
+  Result (*event_query)(EventHandle);
+  Result (*event_synchronize)(EventHandle);
+  Result (*memory_allocate)(Address*, std::size_t);
+  Result (*memory_free)(Address);
+  Result (*memory_range)(Address* base, std::size_t* size, Address);
+  Result (*copy)(Address to, Address from, std::size_t, StreamHandle);  // whichever kind of memory both are
+  Result (*pointer_attribute)(void* out, int attribute, Address);
+  Result (*host_allocate)(void**, std::size_t, unsigned flags);
+  Result (*host_free)(void*);
+  Result (*host_register)(void*, std::size_t, unsigned flags);
+  Result (*host_unregister)(void*);
+  Result (*ipc_export_memory)(IpcMemory*, Address);
+  Result (*ipc_open_memory)(Address*, IpcMemory, unsigned flags);
+  Result (*ipc_close_memory)(Address);
+  Result (*ipc_export_event)(IpcEvent*, EventHandle);
+  Result (*ipc_open_event)(EventHandle*, IpcEvent);
+};
+
+inline constexpr Result kSuccess = 0;
+inline constexpr Result kPeerAlreadyEnabled = 704;
+inline constexpr Result kNotReady = 600;
+inline constexpr Result kAlreadyRegistered = 712;
+
+inline constexpr unsigned kStreamNonBlocking = 1;  // does not wait for the legacy default stream
+inline constexpr unsigned kEventNoTiming = 2;
+inline constexpr unsigned kEventInterprocess = 4;
+inline constexpr unsigned kHostPortable = 1;  // pinned for every context
+inline constexpr unsigned kIpcLazyPeerAccess = 1;
+inline constexpr unsigned kWaitAtLeast = 0;
+
+inline constexpr int kAttributePciDomain = 50, kAttributePciBus = 33, kAttributePciDevice = 34;
+inline constexpr int kPointerMemoryType = 2, kPointerOrdinal = 9;
+inline constexpr unsigned kMemoryHost = 1, kMemoryDevice = 2;
+
+// Null where there is none that works: why_none says why.
+const Driver* driver();
+std::string why_none();
+std::string library();  // where it was found; empty without one
+int version();          // 13000: CUDA 13.0, the newest this driver knows; 0 without one
+
+// Throws kDevice with the driver's own words, unless `result` is kSuccess.
+void check(Result result, const char* op, const std::string& what);
+std::string text_of(Result result);
+
+}  // namespace zmqpp::device
