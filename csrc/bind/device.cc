@@ -1,7 +1,13 @@
-// What the CUDA driver of this machine says of itself, for `zmqpp doctor`.
+// What the CUDA driver of this machine says of itself, for `zmqpp doctor`; and the way of received dicts to a device.
 #include "device/device.h"
 
+#include <pybind11/stl.h>
+
+#include <tuple>
+
 #include "bind/register.h"
+#include "bind/wait.h"
+#include "engine/arrival.h"
 
 namespace zmqpp::bind {
 namespace {
@@ -31,8 +37,24 @@ py::dict describe_cuda() {
   return found;
 }
 
+using BlockPtr = std::shared_ptr<memory::ReceiveBlock>;
+using Targets = std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>;  // address, offset in the block, size
+
+void begin_arrival(const BlockPtr& block, const Targets& given, int ordinal, std::uintptr_t arrivals, std::uintptr_t current) {
+  std::vector<engine::Target> targets;
+  for (const auto& [address, offset, size] : given) targets.push_back({reinterpret_cast<void*>(address), offset, size});
+  without_gil([&] {  // memory that is not pinned makes CUDA wait for it
+    engine::start_arrival(block, targets, ordinal, reinterpret_cast<device::StreamHandle>(arrivals),
+                          reinterpret_cast<device::StreamHandle>(current));
+    return true;
+  });
+}
+
 }  // namespace
 
-void register_device(py::module_& m) { m.def("describe_cuda", &describe_cuda); }
+void register_device(py::module_& m) {
+  m.def("describe_cuda", &describe_cuda);
+  m.def("start_arrival", &begin_arrival);
+}
 
 }  // namespace zmqpp::bind

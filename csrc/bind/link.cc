@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bind/register.h"
 #include "bind/wait.h"
 #include "engine/frame.h"
@@ -51,6 +53,8 @@ Options read_options(const py::dict& from) {
   read(from, "shm_bytes", options.shm_bytes);
   read(from, "shm_hold_bytes", options.shm_hold_bytes);
   read(from, "spin_us", options.spin_us);
+  read(from, "device", options.device);
+  read(from, "pinned_bytes", options.pinned_bytes);
   read(from, "checksum", options.checksum);
   read(from, "max_control_bytes", options.limits.max_control_bytes);
   read(from, "max_dict_bytes", options.limits.max_dict_bytes);
@@ -84,26 +88,51 @@ void send_control(Link& link, const py::buffer& body, int route, std::uint64_t t
                     {.route = static_cast<wire::Route>(route), .tag = tag, .deadline = deadline});
 }
 
-// The manifest, then the payload: (address, size) of each buffer. Empty ones take no place.
+engine::Span read_span(const py::handle& span) {
+  const Py_ssize_t parts = PyTuple_Check(span.ptr()) ? PyTuple_GET_SIZE(span.ptr()) : 0;
+  if (parts != 2 && parts != 3) throw py::type_error("(address, size) or (address, size, device) expected");
+  void* address = PyLong_AsVoidPtr(PyTuple_GET_ITEM(span.ptr(), 0));
+  const std::size_t size = PyLong_AsSize_t(PyTuple_GET_ITEM(span.ptr(), 1));
+  const long ordinal = parts == 3 ? PyLong_AsLong(PyTuple_GET_ITEM(span.ptr(), 2)) : engine::Span::kHost;
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return {static_cast<const std::uint8_t*>(address), size, static_cast<device::Ordinal>(ordinal)};
+}
+
+// The manifest, then the payload's buffers. Empty ones take no place.
 std::vector<engine::Span> read_body(const py::bytes& manifest, const py::list& spans) {
   std::vector<engine::Span> body;
   body.reserve(1 + spans.size());
   const std::string_view text = manifest;
   body.push_back({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
   for (const py::handle span : spans) {
-    if (!PyTuple_Check(span.ptr()) || PyTuple_GET_SIZE(span.ptr()) != 2) throw py::type_error("(address, size) expected");
-    void* address = PyLong_AsVoidPtr(PyTuple_GET_ITEM(span.ptr(), 0));
-    const std::size_t size = PyLong_AsSize_t(PyTuple_GET_ITEM(span.ptr(), 1));
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    if (size > 0) body.push_back({static_cast<const std::uint8_t*>(address), size});
+    if (const engine::Span read = read_span(span); read.size > 0) body.push_back(read);
   }
   return body;
 }
 
-engine::SendTicketPtr queue_dict(Link& link, const std::vector<engine::Span>& body, std::uint64_t tag, double timeout_s) {
+using Streams = std::vector<std::pair<int, std::uintptr_t>>;  // device, its current stream
+
+engine::Flight::Streams read_streams(const Streams& streams) {
+  engine::Flight::Streams read;
+  for (const auto& [ordinal, stream] : streams) read.emplace_back(ordinal, reinterpret_cast<device::StreamHandle>(stream));
+  return read;
+}
+
+engine::FlightPtr begin_flight(const std::vector<engine::Span>& body, const Streams& streams) {
+  for (const engine::Span& span : body) {
+    const auto is_its = [&](const auto& one) { return one.first == span.ordinal; };
+    if (span.ordinal != engine::Span::kHost && std::none_of(streams.begin(), streams.end(), is_its)) {
+      throw py::value_error("no stream is given for device " + std::to_string(span.ordinal));
+    }
+  }
+  return engine::is_on_device(body) ? engine::Flight::begin(read_streams(streams)) : nullptr;
+}
+
+engine::SendTicketPtr queue_dict(Link& link, const std::vector<engine::Span>& body, std::uint64_t tag, double timeout_s,
+                                 engine::FlightPtr flight = nullptr) {
   const Deadline deadline = Deadline::after(timeout_s);
   reserve(link, link.reservation(body), deadline, timeout_s);
-  return link.send_dict(body, {.tag = tag, .deadline = deadline});
+  return link.send_dict(body, {.tag = tag, .deadline = deadline, .flight = std::move(flight)});
 }
 
 constexpr std::size_t kBriefBytes = 128u << 10;  // copied without letting other Python threads in
@@ -112,6 +141,7 @@ constexpr std::size_t kBriefBytes = 128u << 10;  // copied without letting other
 py::object send_dict(Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag, double timeout_s,
                      bool at_once) {
   const std::vector<engine::Span> body = read_body(manifest, spans);
+  if (engine::is_on_device(body)) throw py::value_error("a dict with tensors on devices needs their streams");
   bool sent = false;
   if (engine::payload_size(body) <= kBriefBytes) {
     sent = link.try_send_dict(body, tag);
@@ -120,6 +150,13 @@ py::object send_dict(Link& link, const py::bytes& manifest, const py::list& span
   }
   if (sent) return py::none();
   return py::cast(queue_dict(link, body, tag, timeout_s));
+}
+
+// The copies wait for `streams`, the caller does not. The owners of the spans must outlive the ticket's settling.
+engine::SendTicketPtr send_device_dict(Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag,
+                                       double timeout_s, const Streams& streams) {
+  const std::vector<engine::Span> body = read_body(manifest, spans);
+  return queue_dict(link, body, tag, timeout_s, begin_flight(body, streams));
 }
 
 py::object as_tuple(const engine::Dict& dict) {
@@ -198,6 +235,7 @@ void register_link(py::module_& m) {
                            double timeout_s) { return send_dict(link, manifest, spans, tag, timeout_s, false); })
       .def("send_dict_now", [](Link& link, const py::bytes& manifest, const py::list& spans, std::uint64_t tag,
                                double timeout_s) { return send_dict(link, manifest, spans, tag, timeout_s, true); })
+      .def("send_device_dict", &send_device_dict)
       .def("recv_dict", &recv_dict)
       .def("recv_control", &recv_control)
       .def("post_dict", [](Link& link) { return link.inbox()->post(); })

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include "bind/register.h"
 #include "bind/wait.h"
 #include "engine/ticket.h"
@@ -7,11 +9,29 @@ namespace zmqpp::bind {
 namespace py = pybind11;
 using engine::SendTicket;
 
+namespace {
+
+std::vector<int> devices_of(const SendTicket& ticket) {
+  return ticket.flight() ? ticket.flight()->devices() : std::vector<int>{};
+}
+
+void hold_back(const SendTicket& ticket, int ordinal, std::uintptr_t stream) {
+  if (ticket.flight()) ticket.flight()->hold_back(ordinal, reinterpret_cast<device::StreamHandle>(stream));
+}
+
+}  // namespace
+
 void register_tickets(py::module_& m) {
   py::class_<SendTicket, std::shared_ptr<SendTicket>>(m, "SendTicket")
       .def("is_copied", &SendTicket::is_copied)
       .def("is_sent", &SendTicket::is_sent)
       .def("is_settled", &SendTicket::is_settled)
+      .def("devices", &devices_of)
+      .def("hold_back", &hold_back)
+      .def("wait_started",
+           [](SendTicket& ticket, double timeout_s) {
+             return wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& d) { return ticket.wait_started(d); });
+           })
       .def("wait_copied",
            [](SendTicket& ticket, double timeout_s) {
              return wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& d) { return ticket.wait_copied(d); });

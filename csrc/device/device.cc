@@ -64,16 +64,23 @@ std::string uuid_of(Ordinal ordinal) {
 
 Current::Current(const Device& device) {
   check(needed().context_push(device.context()), "open", "device " + std::to_string(device.ordinal()));
-  pushed_ = true;
+  begin();
 }
 
 Current::Current(const Device& device, std::nothrow_t) noexcept {
-  pushed_ = driver()->context_push(device.context()) == kSuccess;
+  if (driver()->context_push(device.context()) == kSuccess) begin();
+}
+
+void Current::begin() noexcept {
+  pushed_ = true;
+  driver()->exchange_capture_mode(&capture_mode_);
 }
 
 Current::~Current() {
+  if (!pushed_) return;
+  driver()->exchange_capture_mode(&capture_mode_);
   ContextHandle ours = nullptr;
-  if (pushed_) driver()->context_pop(&ours);
+  driver()->context_pop(&ours);
 }
 
 Ordinal ordinal_of(Address address) {

@@ -32,7 +32,8 @@ class Device {
   ContextHandle context_ = nullptr;
 };
 
-// Makes a device current for the calling thread while it lives; the caller's own is current again afterwards.
+// Makes a device current for the calling thread while it lives; the caller's own is current again afterwards. Calls made
+// meanwhile never spoil a CUDA graph that is captured somewhere in this process.
 class Current {
  public:
   explicit Current(const Device& device);
@@ -42,7 +43,9 @@ class Current {
   Current& operator=(const Current&) = delete;
 
  private:
+  void begin() noexcept;
   bool pushed_ = false;
+  int capture_mode_ = kCaptureRelaxed;  // the thread's own, while this lives
 };
 
 // Of memory that CUDA knows: the device it is on; -1: the host's, pinned or not.

@@ -48,6 +48,8 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuStreamDestroy_v2", out.stream_destroy);
   find("cuStreamQuery", out.stream_query);
   find("cuStreamWaitEvent", out.stream_wait_event);
+  find("cuStreamIsCapturing", out.stream_capturing);
+  find("cuThreadExchangeStreamCaptureMode", out.exchange_capture_mode);
   find("cuLaunchHostFunc", out.launch_host);
   find("cuStreamWriteValue64_v2", out.write_value);
   find("cuStreamWaitValue64_v2", out.wait_value);

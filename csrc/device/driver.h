@@ -57,6 +57,8 @@ struct Driver {
   Result (*stream_query)(StreamHandle);
   Result (*stream_wait_event)(StreamHandle, EventHandle, unsigned flags);
   Result (*stream_priorities)(int* least, int* greatest);
+  Result (*stream_capturing)(StreamHandle, int* status);  // 0: into no graph
+  Result (*exchange_capture_mode)(int* mode);             // of the calling thread
   Result (*launch_host)(StreamHandle, HostFunction, void*);
   Result (*write_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
   Result (*wait_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
@@ -92,6 +94,7 @@ inline constexpr unsigned kEventInterprocess = 4;
 inline constexpr unsigned kHostPortable = 1;  // pinned for every context
 inline constexpr unsigned kIpcLazyPeerAccess = 1;
 inline constexpr unsigned kWaitAtLeast = 0;
+inline constexpr int kCaptureRelaxed = 2;  // no call of this thread disturbs a graph that another one captures
 
 inline constexpr int kAttributePciDomain = 50, kAttributePciBus = 33, kAttributePciDevice = 34;
 inline constexpr int kPointerMemoryType = 2, kPointerOrdinal = 9;

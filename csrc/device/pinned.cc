@@ -32,6 +32,7 @@ Registered::Registered(Device& device, void* bytes, std::size_t size) : device_(
 }
 
 Registered::~Registered() {
+  if (abandoned_) return;
   const Current current(device_, std::nothrow);
   driver()->host_unregister(bytes_);
 }

@@ -33,10 +33,12 @@ class Registered {
   ~Registered();
   Registered(const Registered&) = delete;
   Registered& operator=(const Registered&) = delete;
+  void abandon() { abandoned_ = true; }  // stays registered for the life of the process
 
  private:
   Device& device_;
   void* const bytes_;
+  bool abandoned_ = false;
 };
 
 }  // namespace zmqpp::device

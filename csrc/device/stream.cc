@@ -50,9 +50,28 @@ void Stream::copy(void* to, const void* from, std::size_t size) {
   check(driver()->copy(address_of(to), address_of(from), size, handle_), "send", "a copy of " + std::to_string(size) + " bytes");
 }
 
+void Stream::call(HostFunction function, void* data) {
+  const Current current(device_);
+  check(driver()->launch_host(handle_, function, data), "send", "a call after a copy");
+}
+
+bool Stream::is_done() const {
+  const Current current(device_);
+  const Result result = driver()->stream_query(handle_);
+  if (result != kNotReady) check(result, "send", "a copy, or work before it, failed on the device");
+  return result == kSuccess;
+}
+
 void hold_back(Device& device, StreamHandle stream, const Event& event) {
   const Current current(device);
   check(driver()->stream_wait_event(stream, event.handle(), 0), "send", "waiting for an event");
+}
+
+bool is_capturing(Device& device, StreamHandle stream) {
+  const Current current(device);
+  int status = 0;
+  check(driver()->stream_capturing(stream, &status), "send", "a look at the caller's stream");
+  return status != 0;
 }
 
 }  // namespace zmqpp::device

@@ -22,6 +22,7 @@ class Event {
   void record(StreamHandle stream);  // of this device; the caller's own, for example
   bool is_done() const;              // also before the first record
   EventHandle handle() const { return handle_; }
+  Device& device() const { return *device_; }
 
  private:
   Device* device_;
@@ -40,6 +41,8 @@ class Stream {
   void after(const Event& event);
   void copy(void* to, const void* from, std::size_t size);  // host memory must be pinned, or this waits for it
   void record(Event& event) { event.record(handle_); }
+  void call(HostFunction function, void* data);  // on a thread of the driver's, after what was given before; no CUDA in it
+  bool is_done() const;                          // with all that was given
 
  private:
   Device& device_;
@@ -48,5 +51,8 @@ class Stream {
 
 // The caller's stream, which may be of any device, waits for `event`; the caller does not.
 void hold_back(Device& device, StreamHandle stream, const Event& event);
+
+// Whether what is given to `stream` becomes part of a CUDA graph instead of being done.
+bool is_capturing(Device& device, StreamHandle stream);
 
 }  // namespace zmqpp::device

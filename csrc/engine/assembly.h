@@ -5,10 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <utility>
 
 #include "engine/dict.h"
 #include "engine/stats.h"
+#include "memory/pinned_slab.h"
 #include "net/message.h"
 #include "wire/head.h"
 
@@ -17,6 +20,9 @@ namespace zmqpp::engine {
 class Assembly {
  public:
   explicit Assembly(Stats& stats) : stats_(stats) {}
+
+  // Where dicts go as long as it has room, on their way to a device; null: ordinary memory.
+  void use(std::shared_ptr<memory::PinnedSlab> slab) { slab_ = std::move(slab); }
 
   void check_order(const wire::Head& head);
   std::uint64_t session() const { return session_; }
@@ -27,7 +33,10 @@ class Assembly {
   void take_cancel(const wire::Head& head);  // the incomplete dict is forgotten, its memory free again
 
  private:
+  std::shared_ptr<memory::ReceiveBlock> make_block(std::size_t size) const;
+
   Stats& stats_;
+  std::shared_ptr<memory::PinnedSlab> slab_;
   std::uint64_t session_ = 0;
   std::uint64_t next_sequence_ = 0;
   bool checked_ = false;          // the session's messages carry checksums

@@ -58,6 +58,7 @@ Link::Link(Options options)
   if (!options_.bind.empty()) {
     const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
     pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
+    if (options_.device >= 0) pool_->pin(device::Device::of(options_.device));
     frame_pool_ = std::make_unique<memory::Pool>(align_up(frame_bytes), kFrames, frame_freed_);
     next_ = std::make_unique<Next>(*this);
     sender_ = make_sender();
@@ -154,7 +155,7 @@ void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOp
 std::size_t Link::reservation(const std::vector<Span>& body) const {
   const std::size_t front = wire::kManifestPrefix + manifest_of(body).size;
   const std::uint64_t total = payload_size(body) - align_up(manifest_of(body).size);
-  return is_inline(total) ? align_up(front) + total : front + total;
+  return is_inline(total) && !is_on_device(body) ? align_up(front) + total : front + total;
 }
 
 bool Link::try_send_dict(const std::vector<Span>& body, std::uint64_t tag) {
@@ -173,7 +174,7 @@ bool Link::try_send_dict(const std::vector<Span>& body, std::uint64_t tag) {
 SendTicketPtr Link::send_dict(const std::vector<Span>& body, const SendOptions& send) {
   const Span manifest = manifest_of(body);
   const std::uint64_t total = payload_size(body) - align_up(manifest.size);
-  const bool inline_payload = is_inline(total);
+  const bool inline_payload = is_inline(total) && !is_on_device(body);
   const auto manifest_size = static_cast<std::uint32_t>(manifest.size);
   const std::size_t front = wire::kManifestPrefix + manifest.size;
   const std::size_t size = inline_payload ? align_up(front) + total : front;
@@ -187,7 +188,8 @@ SendTicketPtr Link::send_dict(const std::vector<Span>& body, const SendOptions& 
   item.tag = send.tag;
   item.epoch = epoch_;
   item.total = total;
-  item.ticket = std::make_shared<SendTicket>(notice_);
+  item.flight = send.flight;
+  item.ticket = std::make_shared<SendTicket>(notice_, send.flight);
   item.deadline = send.deadline;
   item.held_bytes = message.held_bytes;
   item.accepted_ns = now_ns();

@@ -30,6 +30,7 @@ struct SendOptions {
   wire::Route route = wire::Route::kLink;
   std::uint64_t tag = 0;
   Deadline deadline = Deadline::never();
+  FlightPtr flight = nullptr;  // of a dict with tensors on devices
 };
 
 class Link {

@@ -50,6 +50,8 @@ struct Options {
   std::size_t shm_bytes = 640u << 20;
   std::size_t shm_hold_bytes = 0;  // 0: half of the segment
   std::size_t spin_us = 250;
+  int device = -1;                           // on which received tensors shall be; -1: none, the link may still send from one
+  std::size_t pinned_bytes = 256u << 20;     // of a segment, or for what a socket brings, that devices reach by themselves
   bool checksum = false;
   wire::Limits limits;
   double heartbeat_s = 1.0;

@@ -10,14 +10,18 @@
 
 namespace zmqpp::engine {
 
-void PayloadReader::copy_next(std::uint8_t* out, std::size_t size, std::size_t of) {
+void PayloadReader::copy_next(std::uint8_t* out, std::size_t size, std::size_t of, device::Copies* copies) {
   while (size > 0 && index_ < spans_->size()) {
     const Span& span = (*spans_)[index_];
     const std::size_t padded = align_up(span.size);
     std::size_t step = 0;
     if (within_ < span.size) {
       step = std::min(size, span.size - within_);
-      memory::copy_bytes(out, span.bytes + within_, step, of);
+      if (span.ordinal == Span::kHost) {
+        memory::copy_bytes(out, span.bytes + within_, step, of);
+      } else {
+        copies->copy(span.ordinal, out, span.bytes + within_, step);
+      }
       copies_ += index_ >= plain_ ? 1 : 0;
     } else {
       step = std::min(size, padded - within_);
@@ -37,6 +41,10 @@ std::uint64_t payload_size(const std::vector<Span>& spans) {
   std::uint64_t total = 0;
   for (const Span& span : spans) total += align_up(span.size);
   return total;
+}
+
+bool is_on_device(const std::vector<Span>& spans) {
+  return std::any_of(spans.begin(), spans.end(), [](const Span& span) { return span.ordinal != Span::kHost; });
 }
 
 std::uint32_t manifest_size(Outgoing& item) {

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "base/deadline.h"
+#include "device/copies.h"
+#include "engine/flight.h"
 #include "engine/stats.h"
 #include "engine/ticket.h"
 #include "net/message.h"
@@ -18,6 +20,8 @@ namespace zmqpp::engine {
 struct Span {
   const std::uint8_t* bytes;
   std::size_t size;
+  device::Ordinal ordinal = kHost;  // of the device it is on
+  static constexpr device::Ordinal kHost = -1;
 };
 
 struct Outgoing {
@@ -31,6 +35,7 @@ struct Outgoing {
   std::size_t held_bytes = 0;  // to give back to the budget when this item is done
   std::vector<Span> payload;   // of a chunked dict, laid out at aligned offsets
   SendTicketPtr ticket;        // control messages have none
+  FlightPtr flight;            // of a dict that has tensors on devices
   std::uint64_t accepted_ns = 0;
   bool in_flight = false;      // counted as such: its source is still to be read
   Deadline deadline = Deadline::never();
@@ -43,8 +48,9 @@ class PayloadReader {
  public:
   explicit PayloadReader(const std::vector<Span>& spans, std::size_t plain = 0) : spans_(&spans), plain_(plain) {}
 
-  // Fills `out` with the next `size` bytes, gaps as zeros. `of`: see memory::copy_bytes.
-  void copy_next(std::uint8_t* out, std::size_t size, std::size_t of);
+  // Fills `out` with the next `size` bytes, gaps as zeros. `of`: see memory::copy_bytes. What is on a device is only asked
+  // for: `copies` must be there, and `out` is filled when its next mark is over.
+  void copy_next(std::uint8_t* out, std::size_t size, std::size_t of, device::Copies* copies = nullptr);
 
   std::size_t copies() const { return copies_; }  // of payload, so far
 
@@ -62,6 +68,7 @@ inline void leave_flight(Outgoing& item, Stats& stats) {
 }
 
 std::uint64_t payload_size(const std::vector<Span>& spans);
+bool is_on_device(const std::vector<Span>& spans);  // any of them
 
 // The body of a dict as it lies in a shared segment: its manifest, then its payload.
 std::vector<Span> body_spans(Outgoing& item);

@@ -43,6 +43,12 @@ void configure(net::Socket& socket, const Options& options, int io_threads) {
   socket.set(net::kTcpKeepaliveCnt, 5);
 }
 
+// What a socket brings to a device lies in pinned memory until the device has it.
+std::shared_ptr<memory::PinnedSlab> make_slab(const Options& options) {
+  if (options.device < 0 || options.pinned_bytes == 0) return nullptr;
+  return std::make_shared<memory::PinnedSlab>(device::Device::of(options.device), options.pinned_bytes);
+}
+
 constexpr char kOtherHost[] = "another host";
 constexpr char kNotWanted[] = "this side was told to use the socket";
 
@@ -327,6 +333,7 @@ void Receiver::check_neighbour(const wire::Hello& hello) const {
 
 void Receiver::choose_lane(const wire::Hello& hello) {
   const std::string reason = open_ring(hello);
+  if (!reason.empty()) assembly_.use(make_slab(options_));
   if (!reason.empty() && options_.lane == LaneChoice::kShared) {
     throw Error(Code::kSharedMemory, "receive", "lane shm was asked for: " + reason);
   }
@@ -347,6 +354,7 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       ring->answer(wire::SegmentState::kRefused);
       return kNotWanted;
     }
+    if (options_.device >= 0) ring->pin(device::Device::of(options_.device), options_.pinned_bytes);
     if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
     inbox_.attach(ring, who());
     return "";

@@ -37,6 +37,15 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
   }
 }
 
+// The front of it, where nearly everything lies: what lies behind is staged by CUDA, which is slower, not wrong.
+void RingReader::pin(device::Device& device, std::size_t most) {
+  const std::size_t payload = segment_.size() - wire::payload_offset();
+  const std::size_t size = memory::pinnable(std::min(most, payload)) / wire::kPage * wire::kPage;
+  if (size == 0) return;
+  segment_.pin(device, wire::payload_offset(), size);
+  pinned_end_ = segment_.bytes() + wire::payload_offset() + size;
+}
+
 bool RingReader::answer(wire::SegmentState state) {
   auto offered = static_cast<std::uint32_t>(wire::SegmentState::kOffered);
   if (!head().state.compare_exchange_strong(offered, static_cast<std::uint32_t>(state))) return false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "base/align.h"
 #include "base/clock.h"
@@ -23,6 +24,7 @@ constexpr std::size_t kCheckedStep = 64u << 10;      // copied, then summed whil
 
 SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stats& stats)
     : checksum_(options.checksum),
+      pinned_bytes_(options.pinned_bytes / wire::kPage * wire::kPage),
       payload_bytes_(options.shm_bytes),
       stats_(stats),
       segment_(memory::Segment::create(wire::payload_offset() + options.shm_bytes,
@@ -75,7 +77,7 @@ std::uint64_t SegmentWriter::room_for_piece() {
   return free_slots_.empty() || pieces_ >= kPieces ? 0 : std::min(arena_.largest(), piece_size()) / kAlign * kAlign;
 }
 
-bool SegmentWriter::all_taken() const { return head().taken.load(std::memory_order_relaxed) >= published_; }
+bool SegmentWriter::all_taken() const { return head().taken.load(std::memory_order_relaxed) >= placed_; }
 
 void SegmentWriter::reclaim() {
   while (true) {
@@ -156,65 +158,77 @@ std::string SegmentWriter::held_text(const std::string& receiver) {
 
 // ---- writing ----------------------------------------------------------------------------------------------------
 
-bool SegmentWriter::write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size) {
+void SegmentWriter::pin(device::Device& device) {
+  if (std::exchange(is_pinned_, true)) return;
+  const std::uint64_t wanted = std::min<std::uint64_t>(payload_bytes_, committed_ + memory::pinnable(pinned_bytes_));
+  if (wanted > committed_) commit(wanted);
+  const std::uint64_t size = std::min({wanted, committed_, pinned_bytes_}) / wire::kPage * wire::kPage;
+  arena_.shrink(size);
+  segment_.pin(device, wire::payload_offset(), size);
+}
+
+std::optional<SegmentWriter::Place> SegmentWriter::place(wire::EntryKind kind, std::uint64_t size) {
   // Tensors may keep whole bodies for ever: something must stay free for pieces.
   reclaim();
-  if (kind == wire::EntryKind::kWhole && arena_.largest() < size + 2 * kSmallestPiece) return false;
+  if (kind == wire::EntryKind::kWhole && arena_.largest() < size + 2 * kSmallestPiece) return std::nullopt;
   const auto offset = take_space(size);
-  if (!offset) return false;
+  if (!offset) return std::nullopt;
   const std::uint16_t slot = free_slots_.back();
   free_slots_.pop_back();
-  slots_[slot] = {*offset, size, published_ + 1, kind != wire::EntryKind::kWhole};
-  pieces_ += slots_[slot].is_piece ? 1 : 0;
+  const bool is_piece = kind == wire::EntryKind::kFirst || kind == wire::EntryKind::kPiece;
+  slots_[slot] = {*offset, size, ++placed_, is_piece};
+  pieces_ += is_piece ? 1 : 0;
+  return Place{.kind = kind, .slot = slot, .offset = *offset, .size = size};
+}
+
+void SegmentWriter::fill(Place& place, PayloadReader& body, const DictMark& mark, device::Copies* copies) {
   const std::size_t before = body.copies();
-  const std::uint32_t checksum = fill(*offset, body, size, mark.total);
+  std::uint8_t* out = bytes_of(place);
+  if (!checksum_ || copies != nullptr) {
+    body.copy_next(out, place.size, mark.total, copies);
+  } else {
+    for (std::uint64_t done = 0; done < place.size; done += kCheckedStep) {
+      const std::size_t step = std::min<std::uint64_t>(kCheckedStep, place.size - done);
+      body.copy_next(out + done, step, step);
+      place.checksum = crc32c(place.checksum, out + done, step);
+    }
+  }
   add(stats_.copies_out, body.copies() - before);
-  publish({.offset = *offset,
-           .size = size,
-           .total = mark.total,
-           .tag = mark.tag,
-           .epoch = mark.epoch,
-           .manifest_size = kind == wire::EntryKind::kPiece ? 0 : mark.manifest_size,
-           .checksum = checksum,
-           .slot = slot,
-           .kind = kind,
-           .checked = checksum_});
-  return true;
+}
+
+void SegmentWriter::sum_up(Place& place) const {
+  if (checksum_) place.checksum = crc32c(0, bytes_of(place), place.size);
+}
+
+void SegmentWriter::publish(const Place& place, const DictMark& mark) {
+  const wire::EntryView view{.offset = place.offset,
+                             .size = place.size,
+                             .total = mark.total,
+                             .tag = mark.tag,
+                             .sent_ns = now_ns(),
+                             .epoch = mark.epoch,
+                             .manifest_size = place.kind == wire::EntryKind::kWhole || place.kind == wire::EntryKind::kFirst
+                                                  ? mark.manifest_size
+                                                  : 0,
+                             .checksum = place.checksum,
+                             .slot = place.slot,
+                             .kind = place.kind,
+                             .checked = checksum_ && place.kind != wire::EntryKind::kCancel};
+  ++published_;
+  add(stats_.bytes_sent, view.size);
+  wire::write_entry(entry(published_), view, published_);
+  ring_bell();
 }
 
 bool SegmentWriter::write_cancel(const DictMark& mark) {
-  const auto offset = take_space(0);
-  if (!offset) return false;
-  const std::uint16_t slot = free_slots_.back();
-  free_slots_.pop_back();
-  slots_[slot] = {*offset, 0, published_ + 1, false};
-  publish({.offset = *offset, .total = mark.total, .tag = mark.tag, .epoch = mark.epoch, .slot = slot,
-           .kind = wire::EntryKind::kCancel});
-  return true;
-}
-
-std::uint32_t SegmentWriter::fill(std::uint64_t offset, PayloadReader& body, std::uint64_t size, std::uint64_t of) {
-  std::uint8_t* out = segment_.bytes() + wire::payload_offset() + offset;
-  if (!checksum_) {
-    body.copy_next(out, size, of);
-    return 0;
-  }
-  std::uint32_t sum = 0;
-  for (std::uint64_t done = 0; done < size; done += kCheckedStep) {
-    const std::size_t step = std::min<std::uint64_t>(kCheckedStep, size - done);
-    body.copy_next(out + done, step, step);
-    sum = crc32c(sum, out + done, step);
-  }
-  return sum;
+  const auto cancel = place(wire::EntryKind::kCancel, 0);
+  if (cancel) publish(*cancel, mark);
+  return cancel.has_value();
 }
 
 // The fence orders the entry before the look at `attention`, as the receiver's orders its wish before its last look
 // at the entry: one of the two sees the other.
-void SegmentWriter::publish(wire::EntryView view) {
-  view.sent_ns = now_ns();
-  ++published_;
-  add(stats_.bytes_sent, view.size);
-  wire::write_entry(entry(published_), view, published_);
+void SegmentWriter::ring_bell() {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   wire::SegmentHead& shared = head();
   if (shared.attention.load(std::memory_order_relaxed) < wire::kSleeperUnit) return;

@@ -1,8 +1,9 @@
-// The sender's side of a shared segment: places bodies in it, publishes entries, and takes released slots back.
+// The sender's side of a shared segment: places bodies in it, publishes entries, and takes released slots back. Between the
+// two a body is filled, at once, or by a device that writes into the segment by itself.
 //
 // Owns: the segment, its name until the receiver answered, and the list of what is where, in private memory.
 // Blocks? wait_room only. Thread: one at a time (SharedLane's mutex), except state, withdraw and wait_room.
-// Errors: kSharedMemory when opening; kMalformed when the receiver releases what it never got.
+// Errors: kSharedMemory when opening; kPinned; kMalformed when the receiver releases what it never got.
 #pragma once
 
 #include <atomic>
@@ -31,6 +32,15 @@ struct DictMark {
 
 class SegmentWriter {
  public:
+  // Where a body lies, or will. Published in the order in which they were made.
+  struct Place {
+    wire::EntryKind kind = wire::EntryKind::kWhole;
+    std::uint16_t slot = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t size = 0;
+    std::uint32_t checksum = 0;
+  };
+
   SegmentWriter(std::uint64_t session, const Options& options, Stats& stats);
 
   const std::string& name() const { return segment_.name(); }
@@ -44,9 +54,15 @@ class SegmentWriter {
   std::uint64_t room_for_piece();             // after taking back what was released
   bool all_taken() const;                     // the receiver holds what is missing, and nothing waits for it
 
-  // Copies the next `size` bytes of `body` into the segment and publishes them. False: no room, nothing changed.
-  bool write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size);
-  bool write_cancel(const DictMark& mark);
+  void pin(device::Device& device);  // what devices write into; from then on no body lies elsewhere
+  bool is_pinned() const { return is_pinned_; }
+
+  std::optional<Place> place(wire::EntryKind kind, std::uint64_t size);  // empty: no room, nothing changed
+  void fill(Place& place, PayloadReader& body, const DictMark& mark, device::Copies* copies = nullptr);
+  void sum_up(Place& place) const;  // what devices filled, once it has landed
+  void publish(const Place& place, const DictMark& mark);
+  bool write_cancel(const DictMark& mark);  // false: no room
+  void abandon() noexcept { segment_.abandon(); }
 
   std::uint32_t room() const { return head().room.load(); }
   void wait_room(std::uint32_t seen, const Deadline& deadline);  // until something was released since `seen`, or spuriously
@@ -68,10 +84,11 @@ class SegmentWriter {
   void reclaim();
   std::optional<std::uint64_t> take_space(std::uint64_t size);
   bool commit(std::uint64_t end);
-  std::uint32_t fill(std::uint64_t offset, PayloadReader& body, std::uint64_t size, std::uint64_t of);
-  void publish(wire::EntryView view);
+  std::uint8_t* bytes_of(const Place& place) const { return segment_.bytes() + wire::payload_offset() + place.offset; }
+  void ring_bell();
 
   const bool checksum_;
+  const std::uint64_t pinned_bytes_;   // at most, once pinned
   const std::uint64_t payload_bytes_;  // not from the head: the receiver can write there
   Stats& stats_;
   memory::Segment segment_;
@@ -80,7 +97,9 @@ class SegmentWriter {
   std::vector<Slot> slots_;
   std::vector<std::uint16_t> free_slots_;
   std::size_t pieces_ = 0;  // that the receiver has not released
+  std::uint64_t placed_ = 0;
   std::uint64_t published_ = 0;
+  bool is_pinned_ = false;
   std::atomic<std::uint64_t> released_{0};  // read without the mutex by wait_room
 };
 

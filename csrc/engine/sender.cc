@@ -17,6 +17,7 @@ constexpr double kSettleLocal_s = 1.0;
 constexpr double kSettleRemote_s = 0.1;
 constexpr double kSettleForced_s = 2.0;  // where the socket is no alternative
 constexpr long kSettlePoll_ms = 1;
+constexpr double kLandingLook_s = 0.1;  // at whether the device that copies still works
 constexpr double kRoomSlice_s = 0.02;  // how late a lost peer is noticed while the segment is full
 
 Error closed_error() { return Error(Code::kClosed, "send", "this link was closed"); }
@@ -45,7 +46,7 @@ void Sender::open_shared() {
     return;
   }
   try {
-    shared_ = std::make_unique<SharedLane>(stream_.session(), options_, budget_, stats_);
+    shared_ = std::make_unique<SharedLane>(stream_.session(), options_, budget_, stats_, wake_);
   } catch (const Error& e) {
     if (options_.lane == LaneChoice::kShared || e.code() != Code::kSharedMemory) throw;
     lane_reason_ = e.detail();
@@ -73,6 +74,8 @@ bool Sender::try_shared(const std::vector<Span>& body, const DictMark& mark) {
 
 void Sender::push(Outgoing item) {
   if (send_now(item)) return;
+  const bool begins_here = item.flight != nullptr;  // the devices are asked now, not when the sender thread has woken
+  bool shared = false;
   {
     const std::lock_guard lock(mutex_);
     if (error_ || closing_) {
@@ -82,12 +85,23 @@ void Sender::push(Outgoing item) {
     }
     if (item.kind == wire::Kind::kDict && lane_ == Lane::kShared) {
       shared_->push(std::move(item));
+      shared = true;
     } else {
       soonest_ = soonest_.sooner(item.deadline);
       queue_.push_back(std::move(item));
     }
   }
+  if (begins_here && shared) begin_shared();
   wake();
+}
+
+// An error becomes the half's, and so the ticket's.
+void Sender::begin_shared() {
+  try {
+    shared_->try_pump();
+  } catch (const Error& e) {
+    fail(e);
+  }
 }
 
 bool Sender::relay(Outgoing item) {
@@ -184,7 +198,7 @@ void Sender::run() noexcept {
 
 bool Sender::turn() {
   wake_.drain();  // first: what is signalled later is seen by this round or wakes the next
-  const bool shared_idle = pump_shared();
+  const SharedLane::Progress shared = pump_shared();
   std::unique_lock stream(stream_mutex_);
   stream_.watch_peer();
   note_peer();
@@ -198,7 +212,7 @@ bool Sender::turn() {
     return true;
   }
   stream.unlock();
-  wait(progress, shared_idle);
+  wait(progress, shared);
   return true;
 }
 
@@ -256,14 +270,14 @@ void Sender::settle(Lane lane, const std::string& reason) {
   changed_.notify_all();
 }
 
-bool Sender::pump_shared() {
-  if (lane_ != Lane::kShared) return true;
-  const bool idle = shared_->pump();
+SharedLane::Progress Sender::pump_shared() {
+  if (lane_ != Lane::kShared) return SharedLane::Progress::kIdle;
+  const SharedLane::Progress progress = shared_->pump();
   if (shared_->take_nudge()) {
     const std::lock_guard stream(stream_mutex_);
     stream_.nudge();
   }
-  return idle;
+  return progress;
 }
 
 // Between the chunks of a dict only control messages may pass, and only those in front of the next dict.
@@ -316,7 +330,7 @@ bool Sender::finished() {
   return (stream_.bye_sent() && stream_.peer_lost()) || !connected_ || linger_.expired();
 }
 
-void Sender::wait(Stream::Progress progress, bool shared_idle) {
+void Sender::wait(Stream::Progress progress, SharedLane::Progress shared) {
   if (progress == Stream::Progress::kMore) return;
   Deadline until = stream_.wait_until(progress);
   {
@@ -324,7 +338,10 @@ void Sender::wait(Stream::Progress progress, bool shared_idle) {
     until = until.sooner(soonest_);
     if (closing_) until = until.sooner(linger_);
   }
-  if (!shared_idle) {
+  if (shared == SharedLane::Progress::kLanding) {
+    until = until.sooner(shared_->soonest()).sooner(Deadline::after(kLandingLook_s));
+  }
+  if (shared == SharedLane::Progress::kNoRoom) {
     // Not in the poll: whoever wakes this thread also rings here.
     const std::uint64_t start = now_ns();
     const std::uint32_t seen = shared_->room();

@@ -58,6 +58,7 @@ class Sender {
 
  private:
   bool send_now(Outgoing& item);
+  void begin_shared();
   void wake();
   void open_shared();
 
@@ -68,12 +69,12 @@ class Sender {
   void choose_lane();
   bool is_settling() const;
   void settle(Lane lane, const std::string& reason);
-  bool pump_shared();  // true: nothing waits for room
+  SharedLane::Progress pump_shared();
   bool expire();
   std::optional<Outgoing> next_item(bool only_control);
   bool finished();
   bool may_say_bye();
-  void wait(Stream::Progress progress, bool shared_idle);
+  void wait(Stream::Progress progress, SharedLane::Progress shared);
   void shut_down(const std::optional<Error>& error) noexcept;
 
   const Options options_;

@@ -11,6 +11,7 @@ namespace {
 
 // With everything taken and nothing released for this long, the receiver keeps what it got: it will not fit whole.
 constexpr double kPatience_s = 0.005;
+constexpr double kDrain_s = 30;  // for copies under way, and the computing they wait for
 
 std::uint64_t body_size(const DictMark& mark) { return align_up(mark.manifest_size) + mark.total; }
 
@@ -23,17 +24,22 @@ SharedLane::Current::Current(Outgoing from)
       reader(body, 1),
       left(body_size(mark)) {}
 
-SharedLane::SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats)
-    : options_(options), budget_(budget), stats_(stats) {
+SharedLane::SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake)
+    : options_(options), budget_(budget), stats_(stats), copies_(wake) {
   writer_.emplace(session, options, stats);
+  if (options.device >= 0) writer_->pin(device::Device::of(options.device));
 }
 
 bool SharedLane::try_send(const std::vector<Span>& body, const DictMark& mark) {
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || !writer_ || current_ || cancel_ || !queue_.empty()) return false;
+  if (!lock || !writer_ || current_ || cancel_ || !queue_.empty() || !begun_.empty()) return false;
   const std::uint64_t size = body_size(mark);
+  if (!writer_->fits_whole(size)) return false;
+  std::optional<SegmentWriter::Place> place = writer_->place(wire::EntryKind::kWhole, size);
+  if (!place) return false;
   PayloadReader reader(body, 1);
-  if (!writer_->fits_whole(size) || !writer_->write(wire::EntryKind::kWhole, mark, reader, size)) return false;
+  writer_->fill(*place, reader, mark);
+  writer_->publish(*place, mark);
   add(stats_.dicts_sent);
   nudge_ |= writer_->take_nudge_request();
   return true;
@@ -44,30 +50,113 @@ void SharedLane::push(Outgoing item) {
   queue_.push_back(std::move(item));
 }
 
-bool SharedLane::pump() {
+SharedLane::Progress SharedLane::pump() {
   const std::lock_guard lock(mutex_);
-  if (cancel_ && !writer_->write_cancel(*cancel_)) return false;
-  cancel_.reset();
+  return pump_locked();
+}
+
+void SharedLane::try_pump() {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock && writer_) pump_locked();
+}
+
+SharedLane::Progress SharedLane::pump_locked() {
   while (true) {
+    publish_landed();
+    if (begun_.empty()) fail_late();
+    if (cancel_) {
+      if (!begun_.empty()) return Progress::kLanding;
+      if (!writer_->write_cancel(*cancel_)) return Progress::kNoRoom;
+      cancel_.reset();
+    }
     if (!current_) {
-      if (queue_.empty()) return true;
+      if (queue_.empty()) return begun_.empty() ? Progress::kIdle : Progress::kLanding;
       current_.emplace(std::move(queue_.front()));
       queue_.pop_front();
     }
     const bool written = write_current();
     nudge_ |= writer_->take_nudge_request() || !written;
-    if (!written) return false;
-    finish_current();
+    if (!written) {
+      publish_landed();
+      return begun_.empty() ? Progress::kNoRoom : Progress::kLanding;
+    }
+    end_current();
   }
 }
 
 bool SharedLane::write_current() {
   Current& now = *current_;
+  if (now.item.flight && !now.started) begin_device_dict();
   if (!now.started && writer_->fits_whole(now.left)) {
-    if (writer_->write(wire::EntryKind::kWhole, now.mark, now.reader, now.left)) return true;
+    if (write_whole()) return true;
     if (!is_starved()) return false;
   }
   return write_pieces();
+}
+
+void SharedLane::begin_device_dict() {
+  const Flight& flight = *current_->item.flight;
+  writer_->pin(device::Device::of(flight.devices().front()));  // where the link did not know of devices when it opened
+}
+
+bool SharedLane::write_whole() {
+  const auto place = writer_->place(wire::EntryKind::kWhole, current_->left);
+  if (place) begin(*place);
+  return place.has_value();
+}
+
+bool SharedLane::write_pieces() {
+  Current& now = *current_;
+  while (now.left > 0) {
+    std::uint64_t step = std::min(now.left, writer_->room_for_piece());
+    // A first piece must leave something for a second.
+    if (!now.started && step == now.left) step = now.left / 2 / kAlign * kAlign;
+    if (step == 0 && (now.started || now.left > kAlign)) return false;
+    const auto place = writer_->place(now.started ? wire::EntryKind::kPiece : wire::EntryKind::kFirst, step);
+    if (!place) return false;
+    begin(*place);
+    if (now.left > 0) publish_landed();  // the receiver shall go on; the last one belongs to end_current
+  }
+  return true;
+}
+
+void SharedLane::begin(SegmentWriter::Place place) {
+  Current& now = *current_;
+  device::Copies* const copies = now.item.flight ? &copies_ : nullptr;
+  if (copies != nullptr && !std::exchange(now.started, true)) now.item.flight->start(copies_);
+  now.started = true;
+  writer_->fill(place, now.reader, now.mark, copies);
+  now.left -= place.size;
+  if (copies != nullptr && now.left == 0) now.item.flight->finish(copies_);  // before the mark: who waits for it waits for no thread
+  begun_.push_back({place, now.mark, copies_.mark(), std::nullopt});
+}
+
+// All of it has been copied, or the devices were asked to.
+void SharedLane::end_current() {
+  Outgoing& item = current_->item;
+  if (item.flight) item.ticket->mark_started();
+  begun_.back().item = std::move(item);
+  current_.reset();
+  patience_ = Deadline::never();
+}
+
+void SharedLane::publish_landed() {
+  while (!begun_.empty()) {
+    Begun& next = begun_.front();
+    if (next.landing && !next.landing->is_over()) return copies_.check();
+    if (next.landing) writer_->sum_up(next.place);
+    writer_->publish(next.place, next.mark);
+    if (next.item) finish(*next.item);
+    begun_.pop_front();
+  }
+}
+
+void SharedLane::finish(Outgoing& item) {
+  add(stats_.dicts_sent);
+  if (item.in_flight) stats_.send_ns.add(now_ns() - item.accepted_ns);
+  leave_flight(item, stats_);
+  item.ticket->mark_sent();
+  budget_.release(item.held_bytes, 1);
 }
 
 bool SharedLane::is_starved() {
@@ -79,35 +168,9 @@ bool SharedLane::is_starved() {
   return patience_.expired();
 }
 
-bool SharedLane::write_pieces() {
-  Current& now = *current_;
-  while (now.left > 0) {
-    std::uint64_t step = std::min(now.left, writer_->room_for_piece());
-    // A first piece must leave something for a second.
-    if (!now.started && step == now.left) step = now.left / 2 / kAlign * kAlign;
-    if (step == 0 && (now.started || now.left > kAlign)) return false;
-    const auto kind = now.started ? wire::EntryKind::kPiece : wire::EntryKind::kFirst;
-    if (!writer_->write(kind, now.mark, now.reader, step)) return false;
-    now.started = true;
-    now.left -= step;
-  }
-  return true;
-}
-
-void SharedLane::finish_current() {
-  Outgoing& item = current_->item;
-  add(stats_.dicts_sent);
-  if (item.in_flight) stats_.send_ns.add(now_ns() - item.accepted_ns);
-  leave_flight(item, stats_);
-  item.ticket->mark_sent();
-  budget_.release(item.held_bytes, 1);
-  current_.reset();
-  patience_ = Deadline::never();
-}
-
 bool SharedLane::idle() const {
   const std::lock_guard lock(mutex_);
-  return !current_ && !cancel_ && queue_.empty();
+  return !current_ && !cancel_ && queue_.empty() && begun_.empty() && late_.empty();
 }
 
 Deadline SharedLane::soonest() const {
@@ -121,34 +184,40 @@ Deadline SharedLane::soonest() const {
 
 bool SharedLane::expire() {
   const std::lock_guard lock(mutex_);
-  std::vector<Outgoing> late_items;
+  const std::size_t before = late_.size();
   if (current_ && current_->item.deadline.expired()) {
     if (current_->started) {
       cancel_ = current_->mark;
       add(stats_.cancelled);
     }
-    late_items.push_back(std::move(current_->item));
+    late_.push_back(std::move(current_->item));
     current_.reset();
   }
   std::deque<Outgoing> keep;
   for (Outgoing& item : queue_) {
     if (item.deadline.expired()) {
-      late_items.push_back(std::move(item));
+      late_.push_back(std::move(item));
     } else {
       keep.push_back(std::move(item));
     }
   }
   queue_ = std::move(keep);
-  if (late_items.empty()) return false;
+  if (late_.size() == before) return false;
+  if (begun_.empty()) fail_late();
+  return true;
+}
+
+void SharedLane::fail_late() {
+  if (late_.empty()) return;
   const Error error(Code::kPoolTimeout, "send",
                     "no room for a dict until its deadline: " + writer_->held_text(options_.next) +
                         "; the dict was not delivered, the link goes on");
-  for (Outgoing& item : late_items) {
+  for (Outgoing& item : late_) {
     leave_flight(item, stats_);
     budget_.release(item.held_bytes, 1);
     item.ticket->fail(error);
   }
-  return true;
+  late_.clear();
 }
 
 bool SharedLane::owes_nudge() {
@@ -173,14 +242,22 @@ void SharedLane::wake() {
 
 void SharedLane::close(const Error& reason) noexcept {
   const std::lock_guard lock(mutex_);
-  if (current_) queue_.push_front(std::move(current_->item));
+  const bool drained = copies_.drain(Deadline::after(kDrain_s));
+  for (Begun& one : begun_) {
+    if (one.item) late_.push_back(std::move(*one.item));
+  }
+  if (current_) late_.push_back(std::move(current_->item));
+  for (Outgoing& item : queue_) late_.push_back(std::move(item));
+  begun_.clear();
   current_.reset();
-  for (Outgoing& item : queue_) {
+  queue_.clear();
+  for (Outgoing& item : late_) {
     leave_flight(item, stats_);
     budget_.release(item.held_bytes, 1);
     item.ticket->fail(reason);
   }
-  queue_.clear();
+  late_.clear();
+  if (writer_ && !drained) writer_->abandon();
   writer_.reset();
 }
 

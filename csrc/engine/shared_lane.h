@@ -1,7 +1,9 @@
 // Dicts on their way through a shared segment: what fits is written at once by the caller's own thread; what does not
-// waits here, and the sender thread writes it when the receiver has released room.
+// waits here, and the sender thread writes it when the receiver has released room. Tensors on devices are written by these
+// themselves, and published when that has landed.
 //
-// Owns: the writer, the waiting items. Blocks? wait_room only. Thread: all safe.
+// Owns: the writer, the waiting items. Blocks? wait_room; close, until copies that are under way have landed; the first
+//   pin. Thread: all safe.
 // Order: items leave in the order they came; try_send refuses while any waits.
 // Errors: what the writer throws (the link fails then); a late item's ticket gets kPoolTimeout, the link goes on.
 #pragma once
@@ -10,7 +12,9 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "device/copies.h"
 #include "engine/budget.h"
 #include "engine/outgoing.h"
 #include "engine/segment_writer.h"
@@ -19,7 +23,10 @@ namespace zmqpp::engine {
 
 class SharedLane {
  public:
-  SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats);
+  enum class Progress { kIdle, kNoRoom, kLanding };
+
+  // `wake` is signalled when copies have landed.
+  SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake);
 
   SegmentWriter& writer() { return *writer_; }  // the sender thread, until close
 
@@ -27,7 +34,8 @@ class SharedLane {
   bool try_send(const std::vector<Span>& body, const DictMark& mark);
   void push(Outgoing item);
 
-  bool pump();              // writes what there is room for; true: nothing waits any more
+  Progress pump();          // writes what there is room for, publishes what has landed
+  void try_pump();          // unless another thread is about it
   bool idle() const;
   bool expire();            // true: something was removed
   Deadline soonest() const;
@@ -51,10 +59,25 @@ class SharedLane {
     Current(const Current&) = delete;  // `reader` points into `body`
   };
 
+  // A body that is in its place, or will be.
+  struct Begun {
+    SegmentWriter::Place place;
+    DictMark mark;
+    device::LandingPtr landing;
+    std::optional<Outgoing> item;  // with the last one of a dict
+  };
+
+  Progress pump_locked();
   bool write_current();
+  bool write_whole();
   bool write_pieces();
+  void begin_device_dict();
+  void begin(SegmentWriter::Place place);
+  void end_current();
+  void publish_landed();
+  void finish(Outgoing& item);
+  void fail_late();
   bool is_starved();
-  void finish_current();
 
   const Options options_;
   Budget& budget_;
@@ -63,6 +86,9 @@ class SharedLane {
   std::optional<SegmentWriter> writer_;  // until close
   std::deque<Outgoing> queue_;
   std::optional<Current> current_;
+  device::Copies copies_;
+  std::deque<Begun> begun_;    // in the order they will be published
+  std::vector<Outgoing> late_;  // past their deadline, but a device may still read from them
   std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
   Deadline patience_ = Deadline::never();
   bool nudge_ = false;

@@ -16,6 +16,8 @@ namespace {
 constexpr int kMessagesPerTurn = 64;  // then look at the peer again
 constexpr int kLooks = 8;             // at whether the peer's host answers, in the time after which it is given up
 constexpr double kLook_s = 0.5;       // but no more rarely than that
+constexpr double kLandingLook_s = 0.1;  // at whether the device still works
+constexpr double kDrain_s = 30;         // for copies under way, and the computing they wait for
 constexpr int kSendHwm = 256;         // of small messages; large ones are bounded by the budget and the pool
 
 void release_chunk(void* bytes, void* hint) {
@@ -52,7 +54,8 @@ Stream::Stream(net::Context& context, const Options& options, Budget& budget, me
       session_(random_u64()),
       gate_(context, options.keys, options.handshake_s, wake, refusals),
       socket_(context, net::kPush),
-      watch_(context, socket_, gate_) {
+      watch_(context, socket_, gate_),
+      copies_(wake) {
   configure(socket_, options_);
   const net::SocketPath path(options_.bind);  // until the file is ours
   socket_.bind(options_.bind);
@@ -131,7 +134,7 @@ Stream::Progress Stream::build_next(const NextItem& next) {
     build_item(std::move(*item));
     return Progress::kMore;
   }
-  if (current_) return build_chunk() ? Progress::kMore : Progress::kNoChunk;
+  if (current_) return build_chunk();
   if (watch_.connected() && next_beat_.expired()) {
     build_plain(wire::Kind::kBeat);
     return Progress::kMore;
@@ -153,31 +156,70 @@ void Stream::build_item(Outgoing item) {
   pending_->item = std::move(item);
 }
 
-bool Stream::build_chunk() {
+Stream::Progress Stream::build_chunk() {
+  if (current_->late) return cancel_current() ? Progress::kMore : Progress::kLanding;
+  begin_chunks();
+  if (begun_.empty()) return Progress::kNoChunk;
+  if (const device::LandingPtr& landing = begun_.front().landing; landing && !landing->is_over()) {
+    copies_.check();
+    return Progress::kLanding;
+  }
+  Begun next = std::move(begun_.front());
+  begun_.pop_front();
+  put(next.head, std::move(next.frame));
+  if (next.is_last) on_copied();
+  return Progress::kMore;
+}
+
+// One at a time where they are there at once; as many as the pool has where a device fills them.
+void Stream::begin_chunks() {
+  const Current& now = *current_;
+  const bool ahead = now.item.flight != nullptr;
+  while (now.begun < now.item.total && (ahead || begun_.empty())) {
+    if (!begin_chunk()) return;
+  }
+}
+
+bool Stream::begin_chunk() {
   memory::Chunk chunk = pool_.try_acquire();
   if (!chunk) {
-    if (starved_ns_ == 0) starved_ns_ = now_ns();
+    if (starved_ns_ == 0 && begun_.empty()) starved_ns_ = now_ns();
     return false;
   }
   if (starved_ns_ != 0) add(stats_.send_wait_ns, now_ns() - std::exchange(starved_ns_, 0));
   Current& now = *current_;
-  const std::uint64_t left = now.item.total - now.offset;
+  if (now.item.flight && now.begun == 0) begin_device_dict();
+  const std::uint64_t left = now.item.total - now.begun;
   const std::size_t size = std::min<std::uint64_t>(left, options_.chunk_bytes);
   const std::size_t before = now.reader.copies();
-  now.reader.copy_next(chunk.bytes() + wire::kHeadSize, size, size);
+  now.reader.copy_next(chunk.bytes() + wire::kHeadSize, size, size, &copies_);
   add(stats_.copies_out, now.reader.copies() - before);
   const auto [pool, bytes] = chunk.release();
   const wire::Head head{.kind = wire::Kind::kChunk, .epoch = now.item.epoch, .tag = now.item.tag,
-                        .offset = now.offset, .total = now.item.total};
-  put(head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool));
+                        .offset = now.begun, .total = now.item.total};
+  now.begun += size;
   if (size == left) {
-    now.item.ticket->mark_copied();
     now.item.deadline = Deadline::never();
-    leave_flight(now.item, stats_);
-    stats_.send_ns.add(now_ns() - now.item.accepted_ns);
-    budget_.release(std::exchange(now.item.held_bytes, 0), 0);
+    if (now.item.flight) now.item.flight->finish(copies_);  // before the mark: who waits for it waits for no thread
   }
+  begun_.push_back({head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool), copies_.mark(), size == left});
+  if (size == left && now.item.flight) now.item.ticket->mark_started();
   return true;
+}
+
+void Stream::begin_device_dict() {
+  Flight& flight = *current_->item.flight;
+  pool_.pin(device::Device::of(flight.devices().front()));  // where the link did not know of devices when it opened
+  flight.start(copies_);
+}
+
+// Nothing reads the source any more.
+void Stream::on_copied() {
+  Outgoing& item = current_->item;
+  item.ticket->mark_copied();
+  leave_flight(item, stats_);
+  stats_.send_ns.add(now_ns() - item.accepted_ns);
+  budget_.release(std::exchange(item.held_bytes, 0), 0);
 }
 
 void Stream::put(const wire::Head& head, net::Message frame) {
@@ -234,10 +276,7 @@ void Stream::on_dict_sent(Outgoing& item) {
 
 bool Stream::expire() {
   bool removed = false;
-  if (current_ && current_->item.deadline.expired()) {
-    cancel_current();
-    removed = true;
-  }
+  if (current_ && (current_->late || current_->item.deadline.expired())) removed = cancel_current();
   if (pending_ && pending_->item && pending_->item->deadline.expired()) {
     Outgoing item = std::move(*pending_->item);
     pending_.reset();  // its sequence number was not used
@@ -248,8 +287,12 @@ bool Stream::expire() {
 }
 
 // The receiver forgets the half it has. From here on nothing reads the source any more.
-void Stream::cancel_current() {
+bool Stream::cancel_current() {
   if (pending_ && pending_->head.kind == wire::Kind::kChunk) pending_.reset();  // its sequence number was not used
+  current_->late = true;
+  current_->item.deadline = Deadline::never();
+  if (is_landing()) return false;
+  begun_.clear();
   Outgoing& item = current_->item;
   cancel_ = wire::Head{.kind = wire::Kind::kCancel, .epoch = item.epoch, .tag = item.tag};
   leave_flight(item, stats_);
@@ -259,6 +302,11 @@ void Stream::cancel_current() {
                               " of " + std::to_string(item.total) + " bytes of a dict before its deadline" +
                               held_text() + "; the dict was cancelled, the link goes on"));
   current_.reset();
+  return true;
+}
+
+bool Stream::is_landing() const {
+  return std::any_of(begun_.begin(), begun_.end(), [](const Begun& one) { return one.landing && !one.landing->is_over(); });
 }
 
 std::string Stream::held_text() const {
@@ -287,10 +335,13 @@ Deadline Stream::wait_until(Progress progress) const {
   if (progress == Progress::kIdle && watch_.connected()) until = until.sooner(next_beat_);
   if (watch_.connected()) until = until.sooner(next_look_);
   if (const auto grant = gate_.grant()) until = until.sooner(grant->until);
+  if (progress == Progress::kLanding) until = until.sooner(Deadline::after(kLandingLook_s));
   return until;
 }
 
 void Stream::fail(const Error& reason) {
+  if (!copies_.drain(Deadline::after(kDrain_s))) pool_.abandon();
+  begun_.clear();
   const auto drop = [&](Outgoing& item) {
     leave_flight(item, stats_);
     if (item.ticket) item.ticket->fail(reason);

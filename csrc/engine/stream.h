@@ -1,16 +1,21 @@
 // Everything said on a link's PUSH socket: one numbered sequence of messages, built and sent.
 //
+// A chunk of a tensor on a device is begun, by a copy into pinned memory on a stream beside the caller's, and built when
+// that has landed; meanwhile those behind it are begun, as far as there are free ones in the pool.
+//
 // Owns: socket, watch, the message that was built last, and the dict whose chunks are on their way.
-// Blocks? never. Thread: one at a time; the sender guards it by a mutex, so that a caller's own thread may send a
+// Blocks? fail, until copies that are under way have landed. Thread: one at a time; the sender guards it by a mutex, so that a caller's own thread may send a
 //   message right away when nothing is in front of it.
 // Errors: kPeerLost and kConnect from watch_peer; what building needs.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <string>
 
+#include "device/copies.h"
 #include "engine/budget.h"
 #include "engine/options.h"
 #include "engine/outgoing.h"
@@ -26,7 +31,7 @@ namespace zmqpp::engine {
 
 class Stream {
  public:
-  enum class Progress { kIdle, kMore, kBlocked, kNoChunk };
+  enum class Progress { kIdle, kMore, kBlocked, kNoChunk, kLanding };
   // The next item; only a control message while the chunks of a dict are on their way.
   using NextItem = std::function<std::optional<Outgoing>(bool only_control)>;
 
@@ -73,19 +78,34 @@ class Stream {
   struct Current {
     Outgoing item;
     PayloadReader reader;
-    std::uint64_t offset = 0;
+    std::uint64_t begun = 0;   // bytes whose copies were asked for
+    std::uint64_t offset = 0;  // bytes that ZeroMQ has
+    bool late = false;         // to be cancelled when nothing reads its source any more
     explicit Current(Outgoing from) : item(std::move(from)), reader(item.payload) {}
     Current(const Current&) = delete;  // `reader` points into `item`
+  };
+
+  // A chunk whose bytes are there, or on their way from a device.
+  struct Begun {
+    wire::Head head;
+    net::Message frame;
+    device::LandingPtr landing;
+    bool is_last;
   };
 
   Progress build_next(const NextItem& next);  // kMore: pending_ is filled
   void check_silence();
   void build_hello();
   void build_item(Outgoing item);
-  bool build_chunk();
+  Progress build_chunk();
+  void begin_chunks();
+  bool begin_chunk();
+  void begin_device_dict();
+  void on_copied();
   void build_plain(wire::Kind kind) { put({.kind = kind}, net::Message(wire::kHeadSize)); }
   void put(const wire::Head& head, net::Message frame);
-  void cancel_current();
+  bool cancel_current();  // false: a device still reads from it
+  bool is_landing() const;
   void on_sent();
   void on_dict_sent(Outgoing& item);
   std::string held_text() const;
@@ -104,6 +124,8 @@ class Stream {
 
   std::optional<Pending> pending_;
   std::optional<Current> current_;
+  device::Copies copies_;
+  std::deque<Begun> begun_;  // of current_, in order
   std::optional<wire::Head> cancel_;  // of a dict cut off by its deadline; goes in front of everything else
   bool nudge_ = false;
   std::uint64_t sequence_ = 0;

@@ -1,6 +1,7 @@
 // One send in flight.
 //
-// Owns: its state. Blocks? wait_… until the state, a failure, or the deadline.
+// Owns: its state, and the events of a dict with tensors on devices.
+// Blocks? wait_… until the state, a failure, or the deadline.
 // Thread: the sender thread moves the state forward, anybody waits.
 // Errors: wait_… throws the ticket's first error; the deadline alone makes it return false.
 // Lifetime: the source of a large dict may be overwritten or freed once the ticket is `settled`, never before.
@@ -14,13 +15,24 @@
 
 #include "base/deadline.h"
 #include "base/error.h"
+#include "engine/flight.h"
 #include "engine/notice.h"
 
 namespace zmqpp::engine {
 
 class SendTicket {
  public:
-  explicit SendTicket(std::shared_ptr<Notice> notice) : notice_(std::move(notice)) {}
+  explicit SendTicket(std::shared_ptr<Notice> notice, FlightPtr flight = nullptr)
+      : notice_(std::move(notice)), flight_(std::move(flight)) {}
+
+  const FlightPtr& flight() const { return flight_; }  // null: everything is in the host's memory
+
+  // The copies out of the source have been asked for: a stream can be made to wait for them.
+  void mark_started() {
+    const std::lock_guard lock(mutex_);
+    started_ = true;
+    changed_.notify_all();
+  }
 
   void mark_copied() { advance(true, false); }
   void mark_sent() { advance(true, true); }
@@ -37,12 +49,14 @@ class SendTicket {
   bool is_sent() const { return read(sent_); }
   bool is_settled() const { return read(settled_); }  // copied or failed: the engine reads the source no more
 
+  bool wait_started(const Deadline& deadline) { return wait(started_, deadline); }
   bool wait_copied(const Deadline& deadline) { return wait(copied_, deadline); }
   bool wait_sent(const Deadline& deadline) { return wait(sent_, deadline); }
 
  private:
   void advance(bool copied, bool sent) {
     const std::lock_guard lock(mutex_);
+    started_ |= copied;
     copied_ |= copied;
     sent_ |= sent;
     settled_ = true;
@@ -69,8 +83,10 @@ class SendTicket {
   }
 
   const std::shared_ptr<Notice> notice_;
+  const FlightPtr flight_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  bool started_ = false;
   bool copied_ = false;
   bool sent_ = false;
   bool settled_ = false;

@@ -27,7 +27,19 @@ Pool::Pool(std::size_t chunk_bytes, std::size_t count, Event& freed)
   for (std::size_t i = count; i-- > 0;) free_.push_back(slab_ + i * chunk_bytes_);
 }
 
-Pool::~Pool() { ::munmap(slab_, slab_bytes_); }
+Pool::~Pool() {
+  if (abandoned_) {
+    if (pinned_) pinned_->abandon();
+    return;
+  }
+  pinned_.reset();
+  ::munmap(slab_, slab_bytes_);
+}
+
+void Pool::pin(device::Device& device) {
+  const std::lock_guard lock(mutex_);
+  if (!pinned_) pinned_.emplace(device, slab_, slab_bytes_);
+}
 
 Chunk Pool::try_acquire() {
   const std::lock_guard lock(mutex_);

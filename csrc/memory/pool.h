@@ -4,16 +4,18 @@
 // Blocks? never: try_acquire returns an empty Chunk, and `freed` is signalled when one comes back after that.
 //   The sender waits in its poll loop, because it must go on watching its peer meanwhile.
 // Thread: all safe. The pool must outlive its chunks: the link terminates the ZeroMQ context first.
-// Errors: the constructor throws kResource.
+// Errors: the constructor throws kResource, pin kPinned.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "base/event.h"
+#include "device/pinned.h"
 
 namespace zmqpp::memory {
 
@@ -52,6 +54,8 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
+  void pin(device::Device& device);  // its memory, for copies by any device; once is enough. Blocks for a moment
+  void abandon() { abandoned_ = true; }  // a device that no longer answers may still write into it: it is never freed
   Chunk try_acquire();
   void give_back(std::uint8_t* bytes) noexcept;
 
@@ -64,6 +68,8 @@ class Pool {
   const std::size_t slab_bytes_;
   std::uint8_t* slab_;
   Event& freed_;
+  std::optional<device::Registered> pinned_;
+  bool abandoned_ = false;
   mutable std::mutex mutex_;
   std::vector<std::uint8_t*> free_;  // last in, first out: the warmest chunk is used next
   bool wanted_ = false;              // someone found it empty and waits for `freed_`

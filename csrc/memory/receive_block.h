@@ -16,6 +16,7 @@ class Lender {
  public:
   virtual ~Lender() = default;
   virtual void take_back(std::uint64_t lease, std::size_t size) noexcept = 0;  // on any thread
+  virtual const std::uint8_t* pinned_end() const noexcept { return nullptr; }    // up to where devices reach it by themselves
 };
 
 class ReceiveBlock {
@@ -31,6 +32,7 @@ class ReceiveBlock {
 
   std::uint8_t* bytes() const { return bytes_; }
   std::size_t size() const { return size_; }
+  const std::shared_ptr<Lender>& lender() const { return lender_; }
 
  private:
   std::uint8_t* bytes_;

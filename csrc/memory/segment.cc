@@ -5,8 +5,10 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -116,10 +118,12 @@ Segment::Segment(Segment&& other) noexcept
       named_(std::exchange(other.named_, false)),
       made_(std::exchange(other.made_, false)),
       bytes_(std::exchange(other.bytes_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      pinned_(std::move(other.pinned_)) {}
 
 Segment::~Segment() {
   if (made_) unlink_name();
+  pinned_.reset();
   if (bytes_ != nullptr) ::munmap(bytes_, size_);
   if (fd_ >= 0) ::close(fd_);
 }
@@ -132,8 +136,23 @@ bool Segment::commit(std::size_t from, std::size_t size) {
   return error == 0;
 }
 
+void Segment::pin(device::Device& device, std::size_t from, std::size_t size) {
+  if (pinned_ == nullptr) pinned_ = std::make_unique<device::Registered>(device, bytes_ + from, size);
+}
+
+void Segment::abandon() noexcept {
+  if (pinned_ != nullptr) pinned_->abandon();
+  bytes_ = nullptr;
+}
+
 void Segment::unlink_name() noexcept {
   if (std::exchange(named_, false)) ::unlink((kFolder + name_).c_str());
+}
+
+std::size_t pinnable(std::size_t wanted) noexcept {
+  struct statvfs found {};
+  if (::statvfs(kFolder, &found) != 0) return wanted;
+  return std::min<std::size_t>(wanted, found.f_bavail / 2 * found.f_frsize);
 }
 
 void remove_dead_segments() noexcept {

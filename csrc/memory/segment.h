@@ -2,14 +2,17 @@
 //
 // Owns: the mapping; the maker also the name, until either side calls unlink_name. The maker holds a lock on the file while it lives, so
 //   that a name whose maker was killed can be told from one in use, in whatever container.
-// Blocks? never. Thread: commit and unlink_name from one thread at a time, the rest is safe.
-// Errors: kSharedMemory, with the reason.
+// Blocks? pin, for a moment. Thread: commit, pin and unlink_name from one thread at a time, the rest is safe.
+// Errors: kSharedMemory, with the reason; pin kPinned.
 // Memory: pages are reserved by commit before they are written, or a full /dev/shm would end the process by SIGBUS.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+
+#include "device/pinned.h"
 
 namespace zmqpp::memory {
 
@@ -26,6 +29,8 @@ class Segment {
   std::size_t size() const { return size_; }
 
   bool commit(std::size_t from, std::size_t size);  // false: /dev/shm has no more room
+  void pin(device::Device& device, std::size_t from, std::size_t size);  // for copies by any device, once; whole pages
+  void abandon() noexcept;                          // a device that no longer answers may still use it: it stays mapped
   void unlink_name() noexcept;                      // nobody else shall open it; the memory stays
 
  private:
@@ -36,7 +41,11 @@ class Segment {
   bool made_ = false;   // here: else the name is left alone unless asked
   std::uint8_t* bytes_ = nullptr;
   std::size_t size_ = 0;
+  std::unique_ptr<device::Registered> pinned_;
 };
+
+// How much of `wanted` may be pinned, which takes it at once: others shall find room too.
+std::size_t pinnable(std::size_t wanted) noexcept;
 
 // Removes the names whose makers are gone. Cheap when there are none.
 void remove_dead_segments() noexcept;

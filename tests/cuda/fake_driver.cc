@@ -150,6 +150,15 @@ CUDA cuStreamQuery(void* stream) {
   Stream* found = stream_of(stream);
   return found == nullptr ? kNoContext : found->idle() ? 0 : kNotReady;
 }
+CUDA cuStreamIsCapturing(void* stream, int* status) {
+  Stream* found = stream_of(stream);
+  if (found == nullptr) return kNoContext;
+  return *status = found->is_capturing() ? 1 : 0, 0;
+}
+CUDA cuThreadExchangeStreamCaptureMode(int* mode) {
+  thread_local int own = 0;  // global, as with CUDA
+  return std::swap(own, *mode), 0;
+}
 CUDA cuLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
   Stream* found = stream_of(stream);
   if (found == nullptr) return kNoContext;

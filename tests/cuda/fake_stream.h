@@ -48,6 +48,7 @@ class Stream {
     work_.push_back(std::move(work));
     changed_.notify_all();
   }
+  bool is_capturing() const { return false; }
   bool idle() {
     const std::lock_guard lock(mutex_);
     return work_.empty();

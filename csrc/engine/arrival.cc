@@ -1,0 +1,92 @@
+#include "engine/arrival.h"
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
+#include "base/error.h"
+
+namespace zmqpp::engine {
+namespace {
+
+using memory::Lender;
+using memory::ReceiveBlock;
+
+// Lenders whose blocks devices have read. Never destroyed: the driver's threads may outlive static destructors.
+class Graveyard {
+ public:
+  void bury(std::shared_ptr<Lender> lender) {
+    const std::lock_guard lock(mutex_);
+    lenders_.push_back(std::move(lender));
+  }
+
+  std::vector<std::shared_ptr<Lender>> take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(lenders_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<Lender>> lenders_;
+};
+
+Graveyard& graveyard() {
+  static auto* const instance = new Graveyard;
+  return *instance;
+}
+
+// What the device still reads.
+struct Departing {
+  std::shared_ptr<ReceiveBlock> block;
+  std::shared_ptr<Lender> lender;
+};
+
+void on_read(void* data) {
+  const std::unique_ptr<Departing> departing(static_cast<Departing*>(data));
+  departing->block.reset();  // its memory can be used again at once
+  if (departing->lender) graveyard().bury(std::move(departing->lender));  // the last of it may be unmapped, not here
+}
+
+void copy(device::StreamHandle stream, void* to, const void* from, std::size_t size) {
+  const device::Result result = device::driver()->copy(reinterpret_cast<device::Address>(to),
+                                                       reinterpret_cast<device::Address>(from), size, stream);
+  device::check(result, "receive", "a copy of " + std::to_string(size) + " bytes to a device");
+}
+
+// One copy may not begin in pinned memory and end elsewhere.
+void copy_part(const ReceiveBlock& block, const Target& target, device::StreamHandle stream) {
+  const std::uint8_t* from = block.bytes() + target.offset;
+  const std::uint8_t* end = block.lender() ? block.lender()->pinned_end() : nullptr;
+  const std::size_t pinned = end > from ? std::min<std::size_t>(target.size, static_cast<std::size_t>(end - from)) : 0;
+  if (pinned > 0) copy(stream, target.memory, from, pinned);
+  if (pinned < target.size) copy(stream, static_cast<std::uint8_t*>(target.memory) + pinned, from + pinned, target.size - pinned);
+}
+
+}  // namespace
+
+void start_arrival(const std::shared_ptr<ReceiveBlock>& block, const std::vector<Target>& targets, device::Ordinal ordinal,
+                   device::StreamHandle arrivals, device::StreamHandle current) {
+  sweep_arrivals();
+  device::Device& on = device::Device::of(ordinal);
+  if (device::is_capturing(on, current)) {
+    throw Error(Code::kUnsupported, "receive",
+                "the current stream captures a CUDA graph, which cannot hold a receive; receive before or after the capture");
+  }
+  for (const Target& target : targets) {
+    if (target.offset > block->size() || target.size > block->size() - target.offset) {
+      throw Error(Code::kMalformed, "receive", "a tensor outside its block");
+    }
+  }
+  const device::Current guard(on);
+  device::Event arrived(on);
+  for (const Target& target : targets) copy_part(*block, target, arrivals);
+  arrived.record(arrivals);  // before the call: the caller's stream shall not wait for a thread
+  device::hold_back(on, current, arrived);
+  auto departing = std::make_unique<Departing>(Departing{block, block->lender()});
+  device::check(device::driver()->launch_host(arrivals, on_read, departing.get()), "receive", "a call after a copy");
+  departing.release();  // on_read has it now
+}
+
+void sweep_arrivals() { graveyard().take(); }
+
+}  // namespace zmqpp::engine

@@ -1,0 +1,42 @@
+#include "engine/flight.h"
+
+#include "base/error.h"
+
+namespace zmqpp::engine {
+
+std::shared_ptr<Flight> Flight::begin(const Streams& streams) {
+  auto flight = std::make_shared<Flight>();
+  for (const auto& [ordinal, stream] : streams) {
+    device::Device& on = device::Device::of(ordinal);
+    if (device::is_capturing(on, stream)) {
+      throw Error(Code::kUnsupported, "send",
+                  "the current stream captures a CUDA graph, which cannot hold a send; send before or after the capture");
+    }
+    Part& part = flight->parts_.emplace_back(Part{device::Event(on), device::Event(on)});
+    part.ready.record(stream);
+  }
+  return flight;
+}
+
+void Flight::start(device::Copies& copies) {
+  for (const Part& part : parts_) copies.after(part.ready);
+}
+
+void Flight::finish(device::Copies& copies) {
+  for (Part& part : parts_) copies.record(part.copied);
+}
+
+void Flight::hold_back(device::Ordinal ordinal, device::StreamHandle stream) const {
+  for (const Part& part : parts_) {
+    device::Device& on = part.copied.device();
+    if (on.ordinal() == ordinal) device::hold_back(on, stream, part.copied);
+  }
+}
+
+std::vector<device::Ordinal> Flight::devices() const {
+  std::vector<device::Ordinal> found;
+  for (const Part& part : parts_) found.push_back(part.ready.device().ordinal());
+  return found;
+}
+
+}  // namespace zmqpp::engine

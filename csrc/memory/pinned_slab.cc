@@ -1,0 +1,22 @@
+#include "memory/pinned_slab.h"
+
+namespace zmqpp::memory {
+
+PinnedSlab::PinnedSlab(device::Device& device, std::size_t bytes) : memory_(device, bytes), arena_(bytes, kBlocks) {}
+
+std::shared_ptr<ReceiveBlock> PinnedSlab::take(std::size_t size) {
+  const std::lock_guard lock(mutex_);
+  if (lent_ == kBlocks) return nullptr;
+  const auto offset = arena_.take(size);
+  if (!offset) return nullptr;
+  ++lent_;
+  return ReceiveBlock::lent(shared_from_this(), *offset, memory_.bytes() + *offset, size);
+}
+
+void PinnedSlab::take_back(std::uint64_t lease, std::size_t size) noexcept {
+  const std::lock_guard lock(mutex_);
+  arena_.give_back(lease, size);
+  --lent_;
+}
+
+}  // namespace zmqpp::memory
