@@ -60,6 +60,10 @@ struct Pair {
   explicit Pair(const std::string& scheme, int i = 0)
       : sender(open_link(options(endpoint(scheme, i), "", lane_of(scheme)))),
         receiver(open_link(options("", sender->bound(), lane_of(scheme)))) {}
+  Pair(const Options& from, Options to) : sender(open_link(from)) {
+    to.connect = sender->bound();
+    receiver = open_link(to);
+  }
   void wait_peers() const {
     CHECK(sender->wait_send_peer(Deadline::after(kLong_s)));
     CHECK(receiver->wait_receive_peer(Deadline::after(kLong_s)));
