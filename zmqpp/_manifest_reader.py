@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
+from zmqpp._arrival import Arrival, is_reached
 from zmqpp._manifest import (
     ALIGN,
     ARRAY,
@@ -35,18 +36,21 @@ _decoder = msgspec.msgpack.Decoder()
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
-def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> dict[str, Any]:
+def decode(
+    manifest: bytes, block: Any, device: torch.device | None = None, everything: bool = False
+) -> dict[str, Any]:
     """Rebuild the dict. Tensors and arrays are views of `block` (buffer protocol, or None without payload).
 
     Args:
         manifest: checked for well-formed msgpack by the engine, and for everything else here.
         device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory.
+        everything: those go there too that were.
     Raises:
         MalformedError: the bytes are not what `encode` writes.
     """
     try:
         sizes, root = _decoder.decode(manifest)
-        reader = _Reader(sizes, block, device)
+        reader = _Reader(sizes, block, device, everything)
         values = reader.value(root, 0)
     except MalformedError:
         raise
@@ -62,15 +66,20 @@ def decode(manifest: bytes, block: Any, device: torch.device | None = None) -> d
         raise MalformedError(f"manifest: {type(error).__name__}: {one_line(error)}", op="decode") from error
     if type(values) is not dict or any(type(key) is not str for key in values):
         raise MalformedError("manifest: its root is not a dict with str keys", op="decode")
+    if reader.arrival is not None:
+        reader.arrival.start()
     return values
 
 
 class _Reader:
     """Turns the decoded msgpack tree into values; trusts none of it."""
 
-    def __init__(self, sizes: Any, block: Any, device: torch.device | None) -> None:
+    def __init__(self, sizes: Any, block: Any, device: torch.device | None, everything: bool) -> None:
         self._block = block
         self._device = device
+        self._everything = everything
+        is_cuda = device is not None and device.type == "cuda" and block is not None and is_reached()
+        self.arrival = Arrival(block, device) if is_cuda and device is not None else None
         self._places: list[tuple[int, int] | None] = []  # offset, size of each buffer; None: given away
         end = 0
         for size in _list_of_sizes(sizes, "buffer size"):
@@ -153,12 +162,14 @@ class _Reader:
             raise MalformedError(f"manifest: unknown tensor dtype {shown(name)}", op="decode")
         dims = _list_of_sizes(shape, "dimension")
         offset, size = self._place_of(index, dims, dtype.itemsize)
+        device = self._device if on_device or self._everything else None
         if size == 0:
-            tensor = torch.empty(dims, dtype=dtype)
-        else:
-            count = size // dtype.itemsize
-            tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
-        return tensor.to(self._device) if on_device and self._device is not None else tensor
+            return torch.empty(dims, dtype=dtype, device=device)
+        if device is not None and self.arrival is not None:
+            return self.arrival.tensor(dims, dtype, offset, size)
+        count = size // dtype.itemsize
+        tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
+        return tensor if device is None else tensor.to(device)
 
     def _array(self, index: Any, described: Any, shape: Any) -> np.ndarray[Any, Any]:
         dtype = parse_dtype(described)

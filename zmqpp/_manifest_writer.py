@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
+from zmqpp._arrival import is_reached
 from zmqpp._manifest import (
     ARRAY,
     BIG_INT,
@@ -46,12 +47,19 @@ class Encoded:
     """A manifest and the buffers it counts; `owners` keep the buffers' memory alive."""
 
     manifest: bytes = b""
-    spans: list[tuple[int, int]] = field(default_factory=list)  # address, size in bytes
+    spans: list[Any] = field(
+        default_factory=list
+    )  # (address, size in bytes), on a device with its number behind
     owners: list[Any] = field(default_factory=list)
+
+    def is_on_device(self) -> bool:
+        """Whether some of the buffers are."""
+        return any(len(span) == 3 for span in self.spans)
 
 
 def encode(values: dict[str, Any]) -> Encoded:
-    """Describe `values`; tensors and arrays that lie contiguous in CPU memory are referred to, not copied.
+    """Describe `values`; tensors and arrays that lie contiguous in the memory of the CPU or of a CUDA device are
+    referred to, not copied.
 
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
@@ -65,7 +73,7 @@ def encode(values: dict[str, Any]) -> Encoded:
             raise UnsupportedError(f"keys of a tensor dict must be str, not {_name(key)}: {_shown(key)}")
     out = Encoded()
     root = _encode_dict(values, "", 0, out)
-    out.manifest = _encoder.encode([[size for _, size in out.spans], root])
+    out.manifest = _encoder.encode([[span[1] for span in out.spans], root])
     if len(out.manifest) > MAX_BYTES:
         raise _too_large(len(out.manifest), list(values), root)
     return out
@@ -143,11 +151,12 @@ def _encode_large(kind: int, value: bytes, out: Encoded) -> list[Any]:
 def _encode_tensor(tensor: torch.Tensor, path: str, out: Encoded) -> list[Any]:
     name = _check_tensor(tensor, path)
     on_device = not tensor.is_cpu
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    plain = (plain if plain.is_cuda and is_reached() else plain.cpu()).contiguous()
     size = plain.numel() * plain.element_size()
     if size and not plain.data_ptr():  # zeros that forward-mode differentiation never wrote, wrappers
         raise UnsupportedError(f"{path}: this {_name(tensor)} cannot be sent: it has no memory")
-    _add_buffer(out, plain.data_ptr(), size, plain)
+    _add_buffer(out, plain.data_ptr(), size, plain, plain.get_device())
     return [TENSOR, len(out.spans) - 1, name, on_device, list(plain.shape)]
 
 
@@ -179,8 +188,8 @@ def _encode_array(array: np.ndarray[Any, Any], path: str, out: Encoded) -> list[
     return [ARRAY, len(out.spans) - 1, described, list(plain.shape)]
 
 
-def _add_buffer(out: Encoded, address: int, size: int, owner: Any) -> None:
-    out.spans.append((address, size))
+def _add_buffer(out: Encoded, address: int, size: int, owner: Any, device: int = -1) -> None:
+    out.spans.append((address, size) if device < 0 else (address, size, device))
     out.owners.append(owner)
 
 

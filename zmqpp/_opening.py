@@ -19,7 +19,16 @@ from zmqpp.keys import read_keys
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_bind", "check_device", "engine_options", "forget", "load_zmq", "open_engine", "register"]
+__all__ = [
+    "check_bind",
+    "check_device",
+    "engine_options",
+    "forget",
+    "load_zmq",
+    "open_engine",
+    "ordinal_of",
+    "register",
+]
 
 _log = logging.getLogger("zmqpp")
 
@@ -131,6 +140,15 @@ def _bind_advice(error: ConnectError, where: Endpoint) -> str:
     return f"{error}{held}; on one host give each stage its own {'port' if is_tcp else 'path'}"
 
 
+def ordinal_of(device: torch.device | None) -> int:
+    """The device whose memory the engine shall pin its own for; -1: none, or it cannot reach it."""
+    if device is None or device.type != "cuda":
+        return -1
+    from zmqpp._arrival import is_reached
+
+    return int(device.index) if is_reached() else -1
+
+
 def check_device(device: torch.device | str | int | None) -> torch.device | None:
     """Where received tensors shall go.
 
@@ -143,8 +161,10 @@ def check_device(device: torch.device | str | int | None) -> torch.device | None
 
     try:
         wanted = torch.device(device)
-        if wanted.type == "cuda":  # only counted: opening it here would take memory, and forbid to fork
+        if wanted.type == "cuda":
             available = (wanted.index or 0) < torch.cuda.device_count()
+            if available and wanted.index is None:
+                wanted = torch.device("cuda", torch.cuda.current_device())
         else:
             available = wanted.type != "meta" and torch.empty(0, device=wanted).device.type == wanted.type
     except Exception as error:  # each backend has its own

@@ -1,7 +1,7 @@
 """A dict of values <-> a manifest and buffers: what a tensor dict looks like on the wire.
 
 `_manifest_writer` and `_manifest_reader` do it for any dict. In front of them stands a memory of what dicts looked
-like: those of dense CPU tensors only, with keys, dtypes and shapes seen before (a decode step's), are described
+like: those of dense tensors only, with keys, dtypes and shapes seen before (a decode step's), are described
 and rebuilt from it without looking into a manifest again. Only what those two accepted is ever remembered.
 """
 
@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from zmqpp import _engine, _manifest_reader, _manifest_writer
-from zmqpp._manifest import ALIGN, WIRE_DTYPES
+from zmqpp._arrival import Arrival, is_reached
+from zmqpp._manifest import ALIGN, TENSOR, WIRE_DTYPES
 from zmqpp._manifest_writer import Encoded
 
 __all__ = ["WIRE_DTYPES", "Encoded", "decode", "encode"]
@@ -27,7 +28,8 @@ _MAX_REMEMBERED_BYTES = 16 << 10
 
 
 def encode(values: dict[str, Any]) -> Encoded:
-    """Describe `values`; tensors and arrays that lie contiguous in CPU memory are referred to, not copied.
+    """Describe `values`; tensors and arrays that lie contiguous in the memory of the CPU or of a CUDA device are
+    referred to, not copied.
 
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
@@ -48,20 +50,28 @@ def encode(values: dict[str, Any]) -> Encoded:
 
 
 def decode(
-    manifest: bytes, block: _engine.Block | None, device: torch.device | None = None
+    manifest: bytes,
+    block: _engine.Block | None,
+    device: torch.device | None = None,
+    everything: bool = False,
 ) -> dict[str, Any]:
     """Rebuild the dict. Tensors and arrays are writable views of `block` (None without payload).
 
     Args:
         manifest: checked for well-formed msgpack by the engine, and for everything else here.
-        device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory.
+        device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory. On a
+            CUDA device they can be used on its current stream at once, which waits for them.
+        everything: those go there too that were in CPU memory.
     Raises:
         MalformedError: the bytes are not what `encode` writes.
     """
     layout = _read.get(manifest)
     if layout is not None and block is not None and len(block) == layout.size:
-        return layout.tensors(block)
-    values = _manifest_reader.decode(manifest, block, device)
+        if device is None or not (everything or layout.on_device):
+            return layout.tensors(block)
+        if (everything or layout.is_uniform) and device.type == "cuda" and is_reached():
+            return layout.arrivals(block, device)
+    values = _manifest_reader.decode(manifest, block, device, everything)
     if layout is None and block is not None:
         _learn(manifest, block, values)
     return values
@@ -123,10 +133,19 @@ class _Layout:
     keys: tuple[str, ...]
     size: int  # of the payload
     buffers: _engine.Layout
+    shapes: tuple[tuple[list[int], torch.dtype, int, int], ...] = ()  # dims, dtype, offset, bytes of each
+    on_device: bool = False  # some were, at the sender
+    is_uniform: bool = True  # all were, or none
 
     def tensors(self, block: _engine.Block) -> dict[str, Any]:
         # As many as keys; to say so by `strict` would cost a tenth of the time.
         return dict(zip(self.keys, map(_from_dlpack, block.capsules(self.buffers))))  # noqa: B905
+
+    def arrivals(self, block: _engine.Block, device: torch.device) -> dict[str, Any]:
+        arrival = Arrival(block, device)
+        values = {key: arrival.tensor(*shape) for key, shape in zip(self.keys, self.shapes, strict=True)}
+        arrival.start()
+        return values
 
 
 _UNFIT = _Layout((), -1, _engine.Layout([]))
@@ -156,12 +175,23 @@ def _layout_of(manifest: bytes, block: _engine.Block, values: dict[str, torch.Te
     sizes, root = _manifest_decoder.decode(manifest)
     ends = accumulate((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes)
     offsets = [0, *ends]
-    buffers = []
-    for _, index, name, on_device, dims in root[2::2]:
-        if on_device or name not in _DLPACK_TYPES or not sizes[index]:
+    buffers, shapes, places = [], [], []
+    for kind, index, name, on_device, dims in root[2::2]:
+        if kind != TENSOR or name not in _DLPACK_TYPES or not sizes[index]:
             return _UNFIT
         buffers.append((offsets[index], *_DLPACK_TYPES[name], dims))
-    layout = _Layout(tuple(values), len(block), _engine.Layout(buffers))
+        shapes.append((dims, WIRE_DTYPES[name], offsets[index], sizes[index]))
+        places.append(on_device)
+    if not all(value.is_cpu for value in values.values()):
+        values = _manifest_reader.decode(manifest, block)  # as views
+    layout = _Layout(
+        tuple(values),
+        len(block),
+        _engine.Layout(buffers),
+        tuple(shapes),
+        on_device=any(places),
+        is_uniform=len(set(places)) == 1,
+    )
     return layout if _gives(layout, block, values) else _UNFIT
 
 

@@ -28,6 +28,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "shm_bytes": (1 * _MIB, 1 << 40),
     "shm_hold_bytes": (0, 1 << 40),
     "spin_us": (0, 100_000),
+    "pinned_bytes": (1 * _MIB, 1 << 40),
 }
 LANES = ("auto", "tcp", "shm")
 """Ways payload can move in this release."""
@@ -75,6 +76,9 @@ class TransportConfig:
     """What received tensors may keep of the segment; beyond, dicts are copied out of it. 0 = half of `shm_bytes`."""
     spin_us: int = 250
     """A waiter polls at most this long before it sleeps; it adapts downwards; 0 = never."""
+    pinned_bytes: int = 256 * _MIB
+    """Of links with CUDA devices: what of the segment, or of the memory that dicts from a socket lie in, is pinned when
+    the link opens, for devices to read and write by themselves. Larger dicts go in pieces."""
     checksum: bool = False
     """Send a crc32c of every message's body along, and check those that come."""
     curve_dir: str = ""

@@ -38,6 +38,10 @@ class Done:
 class SendTicket:
     """A dict on its way. Dropping the ticket is safe: the link keeps the tensors until they were copied.
 
+    Of tensors on CUDA devices: `wait()` makes the current stream of each device wait for the copy, as the work of
+    torch.distributed does, and blocks the thread only while there is no room for the copy to begin. They may be
+    overwritten on that stream afterwards, or by anyone once `is_completed()`.
+
     `await ticket` is `wait()` under the ticket's default deadline; cancelling it does not stop the send.
 
     Args:
@@ -45,6 +49,7 @@ class SendTicket:
         timeout_s: default of `wait`.
         wakeups: the link's.
         settled: called when a wait has found that the tensors are read no more, so that the link lets go of them.
+        streams: asks for the current stream of each device that tensors are on; None: none are.
     """
 
     def __init__(
@@ -53,8 +58,10 @@ class SendTicket:
         timeout_s: float,
         wakeups: Wakeups,
         settled: Callable[[], None],
+        streams: Callable[[], list[tuple[int, int]]] | None = None,
     ) -> None:
         self._ticket = ticket
+        self._streams = streams
         self._settled = settled
         self._timeout_s = timeout_s
         self._wakeups = wakeups
@@ -64,13 +71,19 @@ class SendTicket:
         return self._ticket is None or self._ticket.is_settled()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Return when the tensors may be overwritten.
+        """Return when the tensors may be overwritten; those on a device by its current stream.
 
         Raises:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
         """
         seconds = self._timeout_s if timeout_s is None else timeout_s
         if self._ticket is None:
+            return
+        if self._streams is not None:
+            if not self._ticket.wait_started(seconds):
+                raise _not_copied(seconds)
+            for device, stream in self._streams():
+                self._ticket.hold_back(device, stream)
             return
         if not self._ticket.wait_copied(seconds):
             raise _not_copied(seconds)

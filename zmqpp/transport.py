@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
-import logging
 import os
 import sys
 import threading
@@ -23,7 +22,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import _engine
-from zmqpp._opening import check_bind, check_device, engine_options, forget, load_zmq, open_engine, register
+from zmqpp._link_log import LinkLog, named_stats
+from zmqpp._opening import (
+    check_bind,
+    check_device,
+    engine_options,
+    forget,
+    load_zmq,
+    open_engine,
+    ordinal_of,
+    register,
+)
 from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
@@ -33,9 +42,9 @@ from zmqpp.tickets import RecvTicket, SendTicket
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
+    from zmqpp._manifest_writer import Encoded
 
-_log = logging.getLogger("zmqpp")
+__all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
 
 
 class Relay(enum.IntEnum):
@@ -133,11 +142,14 @@ class Link:
             previous=self.previous, next=self.next, expect=expect, rank=rank, world_size=world_size
         )
         options["bear_silence"] = bear_silence
+        options["device"] = ordinal_of(self.device)
+        self._everything = False
         self._engine = open_engine(options, where)
         self.bound: str | None = self._engine.bound() or None
         self._sockets = (_scheme(where), _scheme(whom))
-        self._lane_said = False
-        self._key_trouble_said = False
+        self._log = LinkLog(
+            self._engine, name, self.previous, self.connect, lane_is_open=self.config.lane == "auto"
+        )
         self._wakeups = Wakeups(self._engine)
         self._owner = os.getpid()
         self._in_flight: deque[tuple[_engine.SendTicket, list[Any]]] = deque()
@@ -165,7 +177,7 @@ class Link:
         """
         got = self._engine.recv_control(timeout_s)
         if got is None:
-            self._say_refusals()
+            self._log.say_refusals()
             raise self._receive_timeout("control message", timeout_s)
         body, route, tag, epoch = got
         return Control(body, Route(route), tag, epoch)
@@ -190,14 +202,28 @@ class Link:
         """
         seconds = self._seconds(timeout_s)
         encoded = _tensors().encode(tensors)
+        if encoded.is_on_device():
+            return self._isend_from_devices(encoded, tag, seconds)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
         self._hold(ticket, encoded.owners)
         return SendTicket(ticket, seconds, self._wakeups, self._reap)
 
+    def _isend_from_devices(self, encoded: Encoded, tag: int, seconds: float) -> SendTicket:
+        streams = functools.partial(_arrival().current_streams, encoded.spans)
+        ticket = self._engine.send_device_dict(encoded.manifest, encoded.spans, tag, seconds, streams())
+        self._hold(ticket, encoded.owners)
+        return SendTicket(ticket, seconds, self._wakeups, self._reap, streams)
+
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
-        """Send a dict; return when its tensors may be overwritten. Raises as `isend_dict`; SendTimeout."""
+        """Send a dict; return when its tensors may be overwritten, those on a device by its current stream.
+
+        Raises:
+            As `isend_dict`; SendTimeout.
+        """
         seconds = self._seconds(timeout_s)
         encoded = _tensors().encode(tensors)
+        if encoded.is_on_device():
+            return self._isend_from_devices(encoded, tag, seconds).wait(seconds + 5.0)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
         self._hold(ticket, encoded.owners)
         if ticket is not None:
@@ -215,7 +241,7 @@ class Link:
         self._wakeups.forget_closed()
         got = self._engine.recv_dict(seconds)
         if got is None:
-            self._say_refusals()
+            self._log.say_refusals()
             raise self._receive_timeout("dict", seconds)
         return self._open(got, tag)
 
@@ -253,9 +279,8 @@ class Link:
         try:
             self._engine.wait_peers(self._seconds(timeout_s))
         finally:
-            self._say_refusals()
-        if not self._lane_said:
-            self._say_lane()
+            self._log.say_refusals()
+        self._log.say_lane()
 
     def next_error(self) -> ZmqppError | None:
         """What the sending half failed with; None while it works, or was not asked for."""
@@ -277,7 +302,21 @@ class Link:
     def reopen_receive(self) -> None:
         """The receiving half anew, to the same address, whose name is looked up again; tensors received stay."""
         self._engine.reopen_receive()
-        self._lane_said = False
+        self._log.forget_lane()
+
+    def use_device(self, device: torch.device | str, everything: bool = False) -> None:
+        """From now on received tensors go to `device`; for who learns of it only after the link has opened.
+
+        Args:
+            everything: those too that were in CPU memory at the sender, as the activations of a stage on a CPU are.
+        Raises:
+            ConfigError: it is no device of this machine. DeviceError, PinnedMemoryError: memory cannot be pinned.
+        """
+        wanted = check_device(device)
+        ordinal = ordinal_of(wanted)
+        if ordinal >= 0:
+            self._engine.use_device(ordinal)
+        self.device, self._everything = wanted, everything
 
     def set_epoch(self, epoch: int) -> None:
         """Mark what is sent from now on with `epoch`, and drop what is received with an older one.
@@ -315,21 +354,8 @@ class Link:
                 shared memory, from its being there until it was taken.
         """
         self._reap()
-        self._say_refusals()
-        counters: dict[str, Any] = self._engine.stats()
-        for name in ("send_peer_connected", "receive_peer_connected"):
-            counters[name] = bool(counters[name])
-        for name in ("send_p50", "send_p99", "receive_p50", "receive_p99"):
-            counters[f"{name}_us"] = counters.pop(f"{name}_ns") / 1000
-        for name, socket in zip(("send_lane", "receive_lane"), self._sockets, strict=True):
-            counters[name] = (None, socket, "shm")[counters[name]]
-        sending, receiving = self._sockets
-        half = "send_lane" if sending else "receive_lane"
-        return {
-            **counters,
-            "lane": counters[half] or sending or receiving,
-            "lane_reason": self._engine.lane_reason(),
-        }
+        self._log.say_refusals()
+        return named_stats(self._engine, *self._sockets)
 
     def close(self, linger_s: float | None = None) -> None:
         """Refuse new work, send what is queued for up to `linger_s` if the peer is there, free everything.
@@ -338,7 +364,7 @@ class Link:
         """
         if os.getpid() != self._owner:
             return
-        self._say_refusals()
+        self._log.say_refusals()
         self._engine.close(self.config.linger_s if linger_s is None else linger_s)
         self._wakeups.poke()
         self._reap()
@@ -370,33 +396,9 @@ class Link:
         manifest, block, came, _epoch = got
         if tag is not None and came != tag:
             raise SequenceError(f"receive: a dict with tag {came} came from {self.previous}, expected {tag}")
-        if not self._lane_said:
-            self._say_lane()
-        values: dict[str, Any] = _tensors().decode(manifest, block, self.device)
+        self._log.say_lane()
+        values: dict[str, Any] = _tensors().decode(manifest, block, self.device, self._everything)
         return values
-
-    def _say_lane(self) -> None:
-        """Once, when the receiving half's lane is known: why it is the socket, where it could have been shm."""
-        if self._engine.stats()["receive_lane"]:
-            self._lane_said = True
-            reason = self._engine.lane_reason()
-            if self.config.lane == "auto" and reason:
-                level = logging.INFO if reason.startswith(_EXPECTED) else logging.WARNING
-                who = f"{self.name}: " if self.name else ""
-                text = "%stensors from %s come through the socket, not through shared memory: %s"
-                _log.log(level, text, who, self.previous, reason)
-
-    def _say_refusals(self) -> None:
-        """Each address once with each reason; called now and then, never on the way of a message."""
-        who = f"{self.name}: " if self.name else ""
-        for address, reason in self._engine.take_refusals():
-            told = {"refused": (address, reason)}  # for a handler that wants the parts
-            _log.warning("%srefused a peer at %s: %s", who, address, reason, extra=told)
-        trouble = "" if self._key_trouble_said else self._engine.key_trouble()
-        if trouble:
-            self._key_trouble_said = True
-            text = "%s%s at %s %s: run every stage with the same --pipeline-curve-dir"
-            _log.warning(text, who, self.previous, self.connect, trouble)
 
     def _hold(self, ticket: _engine.SendTicket | None, owners: list[Any]) -> None:
         """Keep what the engine still reads, even if nobody keeps the ticket."""
@@ -415,14 +417,19 @@ class Link:
 
 _TURN_S = 0.001
 """How long a task may go on with dicts that are there already before other tasks have their turn."""
-_EXPECTED = ("another host", "the sender offers none: it was told")
-"""How the engine's reason begins when shared memory was out of the question."""
 
 
 @functools.cache
 def _tensors() -> ModuleType:
     """Loaded with the first dict: links that only carry control messages need no torch."""
     from zmqpp import _tensors as module
+
+    return module
+
+
+def _arrival() -> ModuleType:
+    """Loaded with the first tensor on a device, as `_tensors`."""
+    from zmqpp import _arrival as module
 
     return module
 

@@ -1,4 +1,4 @@
-// The part of DLPack's ABI that a CPU tensor needs to change hands without a copy.
+// The part of DLPack's ABI that a tensor needs to change hands without a copy.
 // Source: DLPack specification, unversioned DLManagedTensor (github.com/dmlc/dlpack, dlpack.h).
 //
 // Owns: nothing; these are layouts. Blocks? never. Errors: none.
@@ -10,6 +10,7 @@ namespace zmqpp::bind::dlpack {
 
 inline constexpr char kCapsuleName[] = "dltensor";
 inline constexpr std::int32_t kCpu = 1;
+inline constexpr std::int32_t kCuda = 2;
 
 struct Device {
   std::int32_t type;

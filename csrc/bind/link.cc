@@ -247,6 +247,7 @@ void register_link(py::module_& m) {
       .def("reopen_send", [](Link& link, double timeout_s) { link.reopen_send(Deadline::after(timeout_s)); },
            py::call_guard<py::gil_scoped_release>())
       .def("reopen_receive", &Link::reopen_receive, py::call_guard<py::gil_scoped_release>())
+      .def("use_device", &Link::use_device, py::call_guard<py::gil_scoped_release>())
       .def("set_epoch", &Link::set_epoch)
       .def("lane_reason", &Link::lane_reason)
       .def("take_refusals", &take_refusals)

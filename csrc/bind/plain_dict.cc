@@ -1,4 +1,4 @@
-// What a dict of plain CPU tensors looks like, read through DLPack's C interface: a fraction of the time that asking
+// What a dict of plain tensors of the CPU or of CUDA devices looks like, read through DLPack's C interface: a fraction of the time that asking
 // Python for each tensor's dtype, shape, device and address takes. No torch headers: the interface is torch's own.
 //
 // Blocks? never. Thread: with the GIL. Errors: none; whatever is not plain is left to the Python side.
@@ -7,6 +7,7 @@
 
 #include "bind/dlpack.h"
 #include "bind/register.h"
+#include "device/driver.h"
 
 namespace zmqpp::bind {
 namespace {
@@ -50,6 +51,11 @@ bool is_negated(PyObject* tensor) {
   return answer != Py_False;
 }
 
+// By the engine itself; the rest goes through the CPU.
+bool is_reached(const dlpack::Device& device) {
+  return device.type == dlpack::kCpu || (device.type == dlpack::kCuda && device::driver() != nullptr);
+}
+
 // Sparse, nested, quantised, lazy, meta and wrapped tensors have no view, or no address. Conjugate ones are complex.
 bool read_plain(PyObject* value, dlpack::Tensor& tensor) {
   if (Py_TYPE(value) != torch.tensor) return false;
@@ -57,7 +63,7 @@ bool read_plain(PyObject* value, dlpack::Tensor& tensor) {
     PyErr_Clear();
     return false;
   }
-  return tensor.device.type == dlpack::kCpu && tensor.data != nullptr && tensor.type.code != kComplex &&
+  return is_reached(tensor.device) && tensor.data != nullptr && tensor.type.code != kComplex &&
          tensor.type.lanes == 1 && tensor.type.bits % 8 == 0 && is_row_major(tensor) && !is_negated(value);
 }
 
@@ -79,7 +85,18 @@ bool append_key(std::string& to, PyObject* key) {
   return true;
 }
 
-// (keys, types and shapes as bytes, [(address, size), ...]), or None unless all values are plain.
+// (address, size), on a device with its number behind.
+PyObject* make_span(const dlpack::Tensor& tensor, std::size_t size) {
+  const bool on_device = tensor.device.type != dlpack::kCpu;
+  PyObject* const span = PyTuple_New(on_device ? 3 : 2);
+  if (span == nullptr) throw py::error_already_set();
+  PyTuple_SET_ITEM(span, 0, PyLong_FromVoidPtr(static_cast<char*>(tensor.data) + tensor.byte_offset));
+  PyTuple_SET_ITEM(span, 1, PyLong_FromSize_t(size));
+  if (on_device) PyTuple_SET_ITEM(span, 2, PyLong_FromLong(tensor.device.id));
+  return span;
+}
+
+// (keys, types, devices and shapes as bytes, [span, ...]), or None unless all values are plain.
 py::object describe_plain(const py::object& values) {
   if (torch.tensor == nullptr || !PyDict_CheckExact(values.ptr())) return py::none();
   std::string signature;
@@ -93,13 +110,10 @@ py::object describe_plain(const py::object& values) {
     std::size_t size = tensor.type.bits / 8;
     for (std::int32_t d = 0; d < tensor.rank; ++d) size *= static_cast<std::size_t>(tensor.shape[d]);
     append(signature, &tensor.type, 1);
+    append(signature, &tensor.device, 1);
     append(signature, &tensor.rank, 1);
     append(signature, tensor.shape, static_cast<std::size_t>(tensor.rank));
-    PyObject* const span = PyTuple_New(2);
-    if (span == nullptr) throw py::error_already_set();
-    PyList_SET_ITEM(spans.ptr(), i++, span);
-    PyTuple_SET_ITEM(span, 0, PyLong_FromVoidPtr(static_cast<char*>(tensor.data) + tensor.byte_offset));
-    PyTuple_SET_ITEM(span, 1, PyLong_FromSize_t(size));
+    PyList_SET_ITEM(spans.ptr(), i++, make_span(tensor, size));
   }
   if (i != PyList_GET_SIZE(spans.ptr())) return py::none();
   return py::make_tuple(py::bytes(signature), std::move(spans));

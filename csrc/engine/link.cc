@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/duration.h"
 #include "base/process.h"
+#include "engine/arrival.h"
 #include "engine/frame.h"
 #include "wire/manifest.h"
 
@@ -131,6 +132,17 @@ void Link::reopen_receive() {
   std::shared_ptr<Receiving> fresh = make_receiving();
   const std::lock_guard halves(halves_);
   receiving_ = std::move(fresh);
+}
+
+void Link::use_device(device::Ordinal ordinal) {
+  check_usable();
+  const std::lock_guard lock(closing_);
+  if (closed_) throw Error(Code::kClosed, "open", "this link was closed");
+  device::Device& device = device::Device::of(ordinal);
+  options_.device = ordinal;  // for halves that are opened anew
+  if (pool_) pool_->pin(device);
+  if (const std::shared_ptr<Sender> half = sender()) half->use_device(device);
+  if (const std::shared_ptr<Receiving> half = receiving()) half->receiver.use_device(ordinal);
 }
 
 bool Link::reserve(std::size_t bytes, const Deadline& slice) {
@@ -361,6 +373,7 @@ void Link::close(double linger_s) {
     half->wake.close();
   }
   context_.reset();  // afterwards no callback into pool or budget can come
+  sweep_arrivals();
   sender_wake_.close();
   frame_freed_.close();
   notice_->close();

@@ -2,7 +2,7 @@
 //
 // Owns: everything below, in an order that lets each part outlive its users.
 // Blocks? send_… wait for room, wait_… for their state, close for the flush and the threads, reopen_… for the threads
-//   and the port; all under deadlines.
+//   and the port; all under deadlines. use_device while memory is pinned.
 //   The binding waits in slices, so that signals are heard.
 // Thread: all safe. Errors: those of the halves; kConfig when the asked half does not exist.
 // Fork: a child must not touch it: every call there throws kClosed, and open_link's pointer never destroys it there.
@@ -65,6 +65,9 @@ class Link {
   void reopen_send(const Deadline& deadline);  // kAddressInUse: the port did not become free in time
   void reopen_receive();
 
+  // What the link has and will have is pinned for copies to and from devices; kDevice, kPinned. Received dicts are to go to
+  // this one. For who learns of it only after the link has opened.
+  void use_device(device::Ordinal ordinal);
   void set_epoch(std::uint32_t epoch);
   std::uint32_t epoch() const { return epoch_; }
   std::map<std::string, std::uint64_t> stats() const;

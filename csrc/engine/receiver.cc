@@ -43,12 +43,6 @@ void configure(net::Socket& socket, const Options& options, int io_threads) {
   socket.set(net::kTcpKeepaliveCnt, 5);
 }
 
-// What a socket brings to a device lies in pinned memory until the device has it.
-std::shared_ptr<memory::PinnedSlab> make_slab(const Options& options) {
-  if (options.device < 0 || options.pinned_bytes == 0) return nullptr;
-  return std::make_shared<memory::PinnedSlab>(device::Device::of(options.device), options.pinned_bytes);
-}
-
 constexpr char kOtherHost[] = "another host";
 constexpr char kNotWanted[] = "this side was told to use the socket";
 
@@ -78,7 +72,8 @@ Receiver::Receiver(net::Context& context, const Options& options, Inbox& inbox, 
       stats_(*shared_stats_),
       socket_(context, net::kPull),
       watch_(context, socket_, options_.keys.is_given()),
-      assembly_(stats_) {
+      assembly_(stats_),
+      device_(options_.device) {
   configure(socket_, options_, context.io_threads());
   readable_ = socket_.descriptor();
   socket_.connect(options_.connect);
@@ -115,6 +110,23 @@ std::string Receiver::lane_reason() const {
   return lane_reason_;
 }
 
+void Receiver::use_device(device::Ordinal ordinal) {
+  const std::lock_guard reading(reading_);
+  if (std::exchange(device_, ordinal) == ordinal) return;
+  if (lane_ != Lane::kUndecided) pin_arrivals();
+}
+
+// What comes for a device lies in pinned memory until the device has it.
+void Receiver::pin_arrivals() {
+  if (device_ < 0) return;
+  device::Device& device = device::Device::of(device_);
+  if (ring_) {
+    ring_->pin(device, options_.pinned_bytes);
+  } else {
+    assembly_.use(std::make_shared<memory::PinnedSlab>(device, options_.pinned_bytes));
+  }
+}
+
 void Receiver::close() {
   {
     const std::lock_guard lock(mutex_);
@@ -122,6 +134,8 @@ void Receiver::close() {
   }
   wake_.signal();
   if (thread_.joinable()) thread_.join();
+  const std::lock_guard reading(reading_);
+  ring_.reset();  // tensors keep its memory
 }
 
 // ---- receiver thread --------------------------------------------------------------------------------------------
@@ -333,7 +347,7 @@ void Receiver::check_neighbour(const wire::Hello& hello) const {
 
 void Receiver::choose_lane(const wire::Hello& hello) {
   const std::string reason = open_ring(hello);
-  if (!reason.empty()) assembly_.use(make_slab(options_));
+  if (!reason.empty()) pin_arrivals();
   if (!reason.empty() && options_.lane == LaneChoice::kShared) {
     throw Error(Code::kSharedMemory, "receive", "lane shm was asked for: " + reason);
   }
@@ -354,8 +368,9 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       ring->answer(wire::SegmentState::kRefused);
       return kNotWanted;
     }
-    if (options_.device >= 0) ring->pin(device::Device::of(options_.device), options_.pinned_bytes);
+    if (device_ >= 0) ring->pin(device::Device::of(device_), options_.pinned_bytes);
     if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
+    ring_ = ring;
     inbox_.attach(ring, who());
     return "";
   } catch (const Error& e) {

@@ -54,9 +54,11 @@ class Receiver : public Source {
   std::string lane_reason() const;  // why not the shared one
   void read_now() noexcept override;
   void read_on() noexcept override;
+  void use_device(device::Ordinal ordinal);  // from now on; Link::use_device
   void close();
 
  private:
+  void pin_arrivals();
   void run() noexcept;
   bool turn();
   bool read_turn(bool& room);  // true: there may be more
@@ -88,6 +90,8 @@ class Receiver : public Source {
   net::Socket socket_;
   net::PeerWatch watch_;
   Assembly assembly_;
+  device::Ordinal device_;            // where dicts go; -1: nowhere
+  std::shared_ptr<RingReader> ring_;  // the inbox's, once it has one
   std::optional<Error> broken_;  // what a caller met while it read in the thread's place
   std::atomic<std::uint64_t> caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does
   bool finished_ = false;        // the thread reads no more, and nobody else shall

@@ -32,7 +32,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
  public:
   RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options, std::shared_ptr<Stats> stats);
 
-  void pin(device::Device& device, std::size_t most);  // for copies to devices; before the first dict is taken
+  void pin(device::Device& device, std::size_t most);  // for copies to devices
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
   bool ready() const;          // there is an entry to take
@@ -47,7 +47,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   void want_nudge(bool wanted);  // the sender shall also send a message for what it publishes
 
   void take_back(std::uint64_t lease, std::size_t size) noexcept override;
-  const std::uint8_t* pinned_end() const noexcept override { return pinned_end_; }
+  const std::uint8_t* pinned_end() const noexcept override { return pinned_end_.load(); }
 
  private:
   wire::SegmentHead& head() const { return *reinterpret_cast<wire::SegmentHead*>(segment_.bytes()); }
@@ -67,7 +67,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const std::size_t hold_bytes_;
   std::shared_ptr<Stats> stats_;
   memory::Segment segment_;
-  const std::uint8_t* pinned_end_ = nullptr;
+  std::atomic<const std::uint8_t*> pinned_end_{nullptr};
   Spin spin_;
   std::atomic<std::uint64_t> taken_{0};
   std::optional<Dict> open_;         // waits for pieces

@@ -72,6 +72,10 @@ bool Sender::try_shared(const std::vector<Span>& body, const DictMark& mark) {
   return true;
 }
 
+void Sender::use_device(device::Device& device) {
+  if (shared_ && lane_ != Lane::kSocket) shared_->pin(device);
+}
+
 void Sender::push(Outgoing item) {
   if (send_now(item)) return;
   const bool begins_here = item.flight != nullptr;  // the devices are asked now, not when the sender thread has woken

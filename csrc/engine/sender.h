@@ -45,6 +45,7 @@ class Sender {
 
   // The whole dict into the shared segment, on this thread. False: push it.
   bool try_shared(const std::vector<Span>& body, const DictMark& mark);
+  void use_device(device::Device& device);  // pins the segment, unless payload is known not to take it
   void push(Outgoing item);   // the caller acquired its budget
   bool relay(Outgoing item);  // false: kMaxRelays are waiting, or this half has failed
   bool wait_peer(const Deadline& deadline);  // and for the choice of its lane. false: the deadline passed

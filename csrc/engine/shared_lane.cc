@@ -45,6 +45,11 @@ bool SharedLane::try_send(const std::vector<Span>& body, const DictMark& mark) {
   return true;
 }
 
+void SharedLane::pin(device::Device& device) {
+  const std::lock_guard lock(mutex_);
+  if (writer_) writer_->pin(device);
+}
+
 void SharedLane::push(Outgoing item) {
   const std::lock_guard lock(mutex_);
   queue_.push_back(std::move(item));

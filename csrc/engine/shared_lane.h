@@ -28,6 +28,7 @@ class SharedLane {
   // `wake` is signalled when copies have landed.
   SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake);
 
+  void pin(device::Device& device);
   SegmentWriter& writer() { return *writer_; }  // the sender thread, until close
 
   // `body`: manifest, then payload. False: something waits in front, there is no room, or another thread is writing.

@@ -54,26 +54,48 @@ void send_from(Link& link, int ordinal, int dicts) {
   compute.finish();
 }
 
-void receive_on(Link& link, int ordinal, int dicts) {
-  Compute compute(ordinal), arrivals(ordinal);
-  std::vector<Memory> tensors;
-  for (int i = 0; i < 4; ++i) tensors.emplace_back(ordinal, 1u << 20);
-  for (int tag = 0; tag < dicts; ++tag) {
+// Takes several before it looks at the first: what the device has not read yet must not be written again meanwhile.
+class Consumer {
+ public:
+  explicit Consumer(int ordinal) : compute_(ordinal), arrivals_(ordinal) {
+    for (std::uint64_t i = 0; i < kAhead * 4; ++i) tensors_.emplace_back(ordinal, 1u << 20);
+  }
+
+  void take(Link& link, std::uint64_t tag) {
     const std::optional<Dict> dict = receive(link);
     CHECK(dict);
-    CHECK_EQUAL(dict->tag, std::uint64_t(tag));
-    const std::vector<std::size_t> sizes = sizes_of(tag);
+    CHECK_EQUAL(dict->tag, tag);
     std::vector<Target> targets;
     std::size_t at = 0;
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      targets.push_back({tensors[i].bytes(), at, sizes[i]});
-      at += align_up(sizes[i]);
+    for (const std::size_t size : sizes_of(tag)) {
+      targets.push_back({tensor(tag, targets.size()).bytes(), at, size});
+      at += align_up(size);
     }
     CHECK_EQUAL(dict->block->size(), at);
-    start_arrival(dict->block, targets, ordinal, arrivals.handle(), compute.handle());
+    start_arrival(dict->block, targets, compute_.ordinal(), arrivals_.handle(), compute_.handle());
+  }
+
+  void check(std::uint64_t tag) {
+    const std::vector<std::size_t> sizes = sizes_of(tag);
     for (std::size_t i = 0; i < sizes.size(); ++i) {
-      CHECK(pattern::matches((tag << 8) + i, compute.read(tensors[i], sizes[i]).data(), sizes[i]));
+      CHECK(pattern::matches((tag << 8) + i, compute_.read(tensor(tag, i), sizes[i]).data(), sizes[i]));
     }
+  }
+
+  static constexpr std::uint64_t kAhead = 3;
+
+ private:
+  const Memory& tensor(std::uint64_t tag, std::size_t index) const { return tensors_[tag % kAhead * 4 + index]; }
+
+  Compute compute_, arrivals_;
+  std::vector<Memory> tensors_;
+};
+
+void receive_on(Link& link, int ordinal, std::uint64_t dicts) {
+  Consumer consumer(ordinal);
+  for (std::uint64_t tag = 0; tag < dicts + Consumer::kAhead - 1; ++tag) {
+    if (tag < dicts) consumer.take(link, tag);
+    if (tag + 1 >= Consumer::kAhead) consumer.check(tag + 1 - Consumer::kAhead);
   }
 }
 

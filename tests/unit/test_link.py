@@ -210,12 +210,12 @@ def test_reason_for_the_socket_is_logged_once(
     caplog.set_level("INFO", "zmqpp")
     with pair() as (sender, receiver):
         caplog.clear()
-        receiver._lane_said = False
-        receiver._engine = Engine(receiver, {"receive_lane": 0}, reason)
+        receiver._log.forget_lane()
+        receiver._log._engine = Engine(receiver, {"receive_lane": 0}, reason)
         sender.send_dict({})
         receiver.recv_dict()
         assert not caplog.records  # not known yet
-        receiver._engine = Engine(receiver, {"receive_lane": 1}, reason)
+        receiver._log._engine = Engine(receiver, {"receive_lane": 1}, reason)
         for _ in range(2):
             sender.send_dict({})
             receiver.irecv_dict().wait()
@@ -228,7 +228,7 @@ def test_reason_for_the_socket_is_logged_once(
 def test_reason_for_the_socket_is_not_logged_where_it_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "zmqpp")
     with pair(receiver=replace(FAST, lane="tcp")) as (sender, receiver):
-        receiver._engine = Engine(receiver, {"receive_lane": 1}, "the sender said no")
+        receiver._log._engine = Engine(receiver, {"receive_lane": 1}, "the sender said no")
         sender.send_dict({})
         receiver.recv_dict()
     assert not caplog.records

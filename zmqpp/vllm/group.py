@@ -82,6 +82,12 @@ class PipelineGroup(GroupCoordinator):
         if activations is not None:
             self._expected = {name: held.shape[1:] for name, held in activations.items()}
 
+    def use_device(self, device: torch.device) -> None:
+        """Take activations there from now on, wherever the stage before computed them."""
+        self.device = device
+        if device.type == "cuda":
+            self.link.use_device(device, everything=True)
+
     def check(self, received: dict[str, Any]) -> None:
         """Raise TensorMismatchError where `received` are not the activations that this stage's model takes."""
         for name, value in received.items() if self._expected is not None else ():

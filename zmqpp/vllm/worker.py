@@ -72,7 +72,7 @@ class StageWorker:
         }
         self.wrapper.init_worker(all_kwargs=[arguments])
         self.wrapper.init_device()
-        self.group.device = self.wrapper.worker.device or self.group.device
+        self.group.use_device(self.wrapper.worker.device or self.group.device)
         self.wrapper.load_model()
         current_platform.update_block_size_for_backend(self.config)
         self._allocate_intermediate_tensors()
