@@ -1,4 +1,4 @@
-"""What a link tells of itself: in the log each thing once, which lane it took and why, whom it refused; its counters."""
+"""What a link tells of itself: its counters, and, in the log, each thing once: its lane and why, whom it refused."""
 
 from __future__ import annotations
 

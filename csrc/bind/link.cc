@@ -24,6 +24,7 @@ engine::LaneChoice read_lane(const std::string& name) {
   if (name == "auto") return engine::LaneChoice::kAuto;
   if (name == "tcp") return engine::LaneChoice::kSocket;
   if (name == "shm") return engine::LaneChoice::kShared;
+  if (name == "cuda_ipc") return engine::LaneChoice::kDevice;
   throw Error(Code::kConfig, "open", "there is no lane " + name);
 }
 
@@ -55,6 +56,7 @@ Options read_options(const py::dict& from) {
   read(from, "spin_us", options.spin_us);
   read(from, "device", options.device);
   read(from, "pinned_bytes", options.pinned_bytes);
+  read(from, "device_ring_bytes", options.device_ring_bytes);
   read(from, "checksum", options.checksum);
   read(from, "max_control_bytes", options.limits.max_control_bytes);
   read(from, "max_dict_bytes", options.limits.max_dict_bytes);

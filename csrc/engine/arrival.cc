@@ -53,8 +53,19 @@ void copy(device::StreamHandle stream, void* to, const void* from, std::size_t s
   device::check(result, "receive", "a copy of " + std::to_string(size) + " bytes to a device");
 }
 
+// On the sender's device, from where it is copied without coming to the host.
+const memory::Remote* remote_of(const ReceiveBlock& block, const Target& target) {
+  for (const memory::Remote& part : block.remote()) {
+    if (part.offset == target.offset && part.size >= target.size) return &part;
+  }
+  return nullptr;
+}
+
 // One copy may not begin in pinned memory and end elsewhere.
 void copy_part(const ReceiveBlock& block, const Target& target, device::StreamHandle stream) {
+  if (const memory::Remote* part = remote_of(block, target)) {
+    return copy(stream, target.memory, reinterpret_cast<const void*>(part->address), target.size);
+  }
   const std::uint8_t* from = block.bytes() + target.offset;
   const std::uint8_t* end = block.lender() ? block.lender()->pinned_end() : nullptr;
   const std::size_t pinned = end > from ? std::min<std::size_t>(target.size, static_cast<std::size_t>(end - from)) : 0;

@@ -23,10 +23,14 @@ enum class Relay : int {
 enum class LaneChoice : int {
   kAuto = 0,    // shared where the peer can open the segment, else the socket
   kSocket = 1,
-  kShared = 2,  // or fail
+  kShared = 2,  // or fail; through the host's memory
+  kDevice = 3,  // as kShared, but tensors on devices from device to device, or fail
 };
 
-enum class Lane : int { kUndecided = 0, kSocket = 1, kShared = 2 };
+enum class Lane : int { kUndecided = 0, kSocket = 1, kShared = 2, kDevice = 3 };
+
+inline bool must_share(LaneChoice lane) { return lane == LaneChoice::kShared || lane == LaneChoice::kDevice; }
+inline bool may_use_devices(LaneChoice lane) { return lane == LaneChoice::kAuto || lane == LaneChoice::kDevice; }
 
 struct Options {
   std::string bind;      // empty: no sending half
@@ -51,6 +55,7 @@ struct Options {
   std::size_t shm_hold_bytes = 0;  // 0: half of the segment
   std::size_t spin_us = 250;
   int device = -1;                           // on which received tensors shall be; -1: none, the link may still send from one
+  std::size_t device_ring_bytes = 128u << 20;  // of device memory, for tensors that the receiver copies from device to device
   std::size_t pinned_bytes = 256u << 20;     // of a segment, or for what a socket brings, that devices reach by themselves
   bool checksum = false;
   wire::Limits limits;

@@ -47,6 +47,17 @@ bool is_on_device(const std::vector<Span>& spans) {
   return std::any_of(spans.begin(), spans.end(), [](const Span& span) { return span.ordinal != Span::kHost; });
 }
 
+std::size_t count_on_devices(const std::vector<Span>& spans) {
+  return static_cast<std::size_t>(
+      std::count_if(spans.begin(), spans.end(), [](const Span& span) { return span.ordinal != Span::kHost; }));
+}
+
+std::uint64_t bytes_on_devices(const std::vector<Span>& spans) {
+  std::uint64_t total = 0;
+  for (const Span& span : spans) total += span.ordinal == Span::kHost ? 0 : align_up(span.size);
+  return total;
+}
+
 std::uint32_t manifest_size(Outgoing& item) {
   std::uint32_t size = 0;
   std::memcpy(&size, body_of(item.frame), sizeof size);

@@ -69,6 +69,8 @@ inline void leave_flight(Outgoing& item, Stats& stats) {
 
 std::uint64_t payload_size(const std::vector<Span>& spans);
 bool is_on_device(const std::vector<Span>& spans);  // any of them
+std::size_t count_on_devices(const std::vector<Span>& spans);
+std::uint64_t bytes_on_devices(const std::vector<Span>& spans);  // each aligned
 
 // The body of a dict as it lies in a shared segment: its manifest, then its payload.
 std::vector<Span> body_spans(Outgoing& item);

@@ -110,6 +110,13 @@ std::string Receiver::lane_reason() const {
   return lane_reason_;
 }
 
+Lane Receiver::lane() const {
+  const Lane lane = lane_;
+  if (lane != Lane::kShared) return lane;
+  const std::lock_guard lock(mutex_);
+  return ring_ && ring_->reads_devices() ? Lane::kDevice : lane;
+}
+
 void Receiver::use_device(device::Ordinal ordinal) {
   const std::lock_guard reading(reading_);
   if (std::exchange(device_, ordinal) == ordinal) return;
@@ -121,7 +128,7 @@ void Receiver::pin_arrivals() {
   if (device_ < 0) return;
   device::Device& device = device::Device::of(device_);
   if (ring_) {
-    ring_->pin(device, options_.pinned_bytes);
+    ring_->use_device(device);
   } else {
     assembly_.use(std::make_shared<memory::PinnedSlab>(device, options_.pinned_bytes));
   }
@@ -135,6 +142,7 @@ void Receiver::close() {
   wake_.signal();
   if (thread_.joinable()) thread_.join();
   const std::lock_guard reading(reading_);
+  const std::lock_guard lock(mutex_);
   ring_.reset();  // tensors keep its memory
 }
 
@@ -348,8 +356,8 @@ void Receiver::check_neighbour(const wire::Hello& hello) const {
 void Receiver::choose_lane(const wire::Hello& hello) {
   const std::string reason = open_ring(hello);
   if (!reason.empty()) pin_arrivals();
-  if (!reason.empty() && options_.lane == LaneChoice::kShared) {
-    throw Error(Code::kSharedMemory, "receive", "lane shm was asked for: " + reason);
+  if (!reason.empty() && must_share(options_.lane)) {
+    throw Error(Code::kSharedMemory, "receive", std::string("lane ") + (options_.lane == LaneChoice::kDevice ? "cuda_ipc" : "shm") + " was asked for: " + reason);
   }
   const std::lock_guard lock(mutex_);
   lane_reason_ = options_.lane == LaneChoice::kSocket ? "" : reason;
@@ -368,9 +376,12 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       ring->answer(wire::SegmentState::kRefused);
       return kNotWanted;
     }
-    if (device_ >= 0) ring->pin(device::Device::of(device_), options_.pinned_bytes);
+    if (device_ >= 0) ring->use_device(device::Device::of(device_));
     if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
-    ring_ = ring;
+    {
+      const std::lock_guard lock(mutex_);
+      ring_ = ring;
+    }
     inbox_.attach(ring, who());
     return "";
   } catch (const Error& e) {

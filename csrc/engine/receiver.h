@@ -50,7 +50,7 @@ class Receiver : public Source {
   bool peer_connected() const;
   std::string last_refusal() const;
   std::string key_trouble() const;  // what is wrong with the sender's key, or empty
-  Lane lane() const { return lane_; }
+  Lane lane() const;
   std::string lane_reason() const;  // why not the shared one
   void read_now() noexcept override;
   void read_on() noexcept override;
@@ -91,7 +91,6 @@ class Receiver : public Source {
   net::PeerWatch watch_;
   Assembly assembly_;
   device::Ordinal device_;            // where dicts go; -1: nowhere
-  std::shared_ptr<RingReader> ring_;  // the inbox's, once it has one
   std::optional<Error> broken_;  // what a caller met while it read in the thread's place
   std::atomic<std::uint64_t> caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does
   bool finished_ = false;        // the thread reads no more, and nobody else shall
@@ -104,6 +103,7 @@ class Receiver : public Source {
   std::string last_refusal_;
   std::string key_trouble_;
   std::string lane_reason_;
+  std::shared_ptr<RingReader> ring_;  // the inbox's, once it has one; changed with both mutexes
   std::atomic<Lane> lane_{Lane::kUndecided};
 
   Deadline silence_ = Deadline::never();  // with reading_

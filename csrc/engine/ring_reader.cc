@@ -29,6 +29,8 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
                                              : hello.segment_bytes / 2),
       stats_(std::move(stats)),
       segment_(memory::Segment::open(hello.segment, wire::payload_offset() + hello.segment_bytes)),
+      pinned_bytes_(options.pinned_bytes),
+      may_use_devices_(may_use_devices(options.lane)),
       spin_(options.spin_us) {
   try {
     wire::check_segment(head(), segment_.size(), session);
@@ -37,13 +39,41 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
   }
 }
 
+void RingReader::use_device(device::Device& device) {
+  pin(device);
+  device_.store(&device);
+}
+
 // The front of it, where nearly everything lies: what lies behind is staged by CUDA, which is slower, not wrong.
-void RingReader::pin(device::Device& device, std::size_t most) {
+void RingReader::pin(device::Device& device) {
+  if (pinned_end_.load() != nullptr) return;
   const std::size_t payload = segment_.size() - wire::payload_offset();
-  const std::size_t size = memory::pinnable(std::min(most, payload)) / wire::kPage * wire::kPage;
+  const std::size_t size = memory::pinnable(std::min(pinned_bytes_, payload)) / wire::kPage * wire::kPage;
   if (size == 0) return;
   segment_.pin(device, wire::payload_offset(), size);
   pinned_end_ = segment_.bytes() + wire::payload_offset() + size;
+}
+
+// Before each dict, because the sender offers its device memory when it first has tensors there.
+void RingReader::look_at_device() {
+  wire::SegmentHead& shared = head();
+  if (shared.device_state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(wire::DeviceState::kOffered)) return;
+  auto answer = wire::DeviceState::kRefused;
+  device::Device* const device = device_.load();
+  if (device != nullptr && may_use_devices_ && !opened_) {
+    device::IpcMemory handle;
+    std::memcpy(handle.bytes, shared.device_handle, sizeof handle.bytes);
+    try {
+      opened_ = std::make_unique<device::Opened>(*device, handle, shared.device_bytes);
+      opened_ready_.store(true, std::memory_order_release);
+      answer = wire::DeviceState::kAccepted;
+    } catch (const Error&) {
+      // Then tensors come through the segment; the sender says so where that was forbidden.
+    }
+  }
+  shared.device_state.store(static_cast<std::uint32_t>(answer), std::memory_order_release);
+  shared.room.fetch_add(1);
+  futex_wake_all(shared.room);  // a sender that may not go on without it
 }
 
 bool RingReader::answer(wire::SegmentState state) {
@@ -63,12 +93,15 @@ bool RingReader::ready() const {
   return next_entry().number.load(std::memory_order_acquire) == taken + 1;
 }
 
-bool RingReader::next_is_piece() const { return ready() && next_entry().kind != wire::EntryKind::kWhole; }
+bool RingReader::next_is_piece() const {
+  return ready() && next_entry().kind != wire::EntryKind::kWhole && next_entry().kind != wire::EntryKind::kRemote;
+}
 
 // ---- taking -----------------------------------------------------------------------------------------------------
 
 std::optional<Dict> RingReader::take() {
   if (broken_) throw *broken_;
+  look_at_device();
   try {
     while (ready()) {
       const auto view = wire::read_entry(next_entry(), segment_.size() - wire::payload_offset(), limits_);
@@ -94,6 +127,9 @@ std::optional<Dict> RingReader::take_entry(const wire::EntryView& view) {
     case wire::EntryKind::kWhole:
       if (open_) out_of_order("a dict began before the pieces of the last one were complete");
       return take_whole(view);
+    case wire::EntryKind::kRemote:
+      if (open_) out_of_order("a dict began before the pieces of the last one were complete");
+      return take_remote(view);
     case wire::EntryKind::kFirst:
       if (open_) out_of_order("a dict began before the pieces of the last one were complete");
       take_first(view);
@@ -133,12 +169,39 @@ Dict RingReader::take_whole(const wire::EntryView& view) {
     add(stats_->copies_in);
     release(view.slot);
   } else {
-    slot_bytes_[view.slot].store(view.size, std::memory_order_relaxed);
-    lent_bytes_.fetch_add(view.size, std::memory_order_relaxed);
-    lent_slots_.fetch_add(1, std::memory_order_relaxed);
-    add(stats_->held_bytes, view.total);
-    dict.block = memory::ReceiveBlock::lent(shared_from_this(), view.slot, const_cast<std::uint8_t*>(in) + front, view.total);
+    dict.block = lend(view);
   }
+  return dict;
+}
+
+std::shared_ptr<memory::ReceiveBlock> RingReader::lend(const wire::EntryView& view) {
+  slot_bytes_[view.slot].store(view.size, std::memory_order_relaxed);
+  lent_bytes_.fetch_add(view.size, std::memory_order_relaxed);
+  lent_slots_.fetch_add(1, std::memory_order_relaxed);
+  add(stats_->held_bytes, view.total);
+  std::uint8_t* const payload = const_cast<std::uint8_t*>(body(view)) + align_up(view.manifest_size);
+  return memory::ReceiveBlock::lent(shared_from_this(), view.slot, payload, view.total);
+}
+
+// Never copied out: what is on the device goes to tensors of its own, and then nothing keeps it.
+Dict RingReader::take_remote(const wire::EntryView& view) {
+  if (!opened_ || view.total == 0) {
+    throw Error(Code::kMalformed, "receive", "shared segment: a dict in device memory that was not agreed on");
+  }
+  const std::uint8_t* in = body(view);
+  Dict dict{.manifest = std::string(reinterpret_cast<const char*>(in), view.manifest_size),
+            .block = nullptr, .tag = view.tag, .epoch = view.epoch};
+  wire::check_manifest(dict.manifest.data(), dict.manifest.size());
+  const std::size_t front = align_up(view.manifest_size);
+  std::vector<wire::RemotePart> parts((view.size - front - view.total) / sizeof(wire::RemotePart));
+  std::memcpy(parts.data(), in + front + view.total, parts.size() * sizeof(wire::RemotePart));
+  std::vector<memory::Remote> remote;
+  for (const wire::RemotePart& part : parts) {
+    wire::check_part(part, view.total, opened_->size());
+    remote.push_back({part.offset, part.size, opened_->address() + part.place});
+  }
+  dict.block = lend(view);
+  dict.block->set_remote(std::move(remote));
   return dict;
 }
 

@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "base/spin.h"
+#include "device/peer_memory.h"
 #include "engine/dict.h"
 #include "engine/options.h"
 #include "engine/stats.h"
@@ -32,7 +33,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
  public:
   RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options, std::shared_ptr<Stats> stats);
 
-  void pin(device::Device& device, std::size_t most);  // for copies to devices
+  void use_device(device::Device& device);  // dicts go there: the memory is pinned, the sender's device memory opened
+  bool reads_devices() const { return opened_ready_.load(std::memory_order_acquire); }
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
   bool ready() const;          // there is an entry to take
@@ -55,7 +57,11 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const std::uint8_t* body(const wire::EntryView& view) const;
   void check_body(const wire::EntryView& view) const;
   std::optional<Dict> take_entry(const wire::EntryView& view);
+  void pin(device::Device& device);
+  void look_at_device();
   Dict take_whole(const wire::EntryView& view);
+  Dict take_remote(const wire::EntryView& view);
+  std::shared_ptr<memory::ReceiveBlock> lend(const wire::EntryView& view);
   void take_first(const wire::EntryView& view);
   std::optional<Dict> take_piece(const wire::EntryView& view);
   void fill_open(const wire::EntryView& view);
@@ -67,7 +73,12 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const std::size_t hold_bytes_;
   std::shared_ptr<Stats> stats_;
   memory::Segment segment_;
+  const std::size_t pinned_bytes_;  // at most
+  const bool may_use_devices_;
   std::atomic<const std::uint8_t*> pinned_end_{nullptr};
+  std::atomic<device::Device*> device_{nullptr};
+  std::unique_ptr<device::Opened> opened_;  // set once, under the inbox's mutex
+  std::atomic<bool> opened_ready_{false};
   Spin spin_;
   std::atomic<std::uint64_t> taken_{0};
   std::optional<Dict> open_;         // waits for pieces

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "memory/copy.h"
 
 namespace zmqpp::engine {
 namespace {
@@ -19,6 +20,12 @@ constexpr std::uint64_t kLargestPiece = 4u << 20;    // stays in the caches betw
 constexpr std::uint64_t kSmallestPiece = 64u << 10;
 constexpr std::size_t kPieces = 4;
 constexpr std::size_t kCheckedStep = 64u << 10;      // copied, then summed while it is still in the first cache
+
+bool has_manifest(wire::EntryKind kind) {
+  return kind == wire::EntryKind::kWhole || kind == wire::EntryKind::kFirst || kind == wire::EntryKind::kRemote;
+}
+
+bool is_piece(wire::EntryKind kind) { return kind == wire::EntryKind::kFirst || kind == wire::EntryKind::kPiece; }
 
 }  // namespace
 
@@ -31,7 +38,8 @@ SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stat
                                        wire::payload_offset() + std::min<std::uint64_t>(kFirstCommit, options.shm_bytes))),
       committed_(std::min<std::uint64_t>(kFirstCommit, options.shm_bytes)),
       arena_(options.shm_bytes, wire::kSlots),
-      slots_(wire::kSlots) {
+      slots_(wire::kSlots),
+      device_ring_bytes_(options.device_ring_bytes) {
   free_slots_.reserve(wire::kSlots);
   for (std::uint32_t i = wire::kSlots; i-- > 0;) free_slots_.push_back(static_cast<std::uint16_t>(i));
   auto* made = new (segment_.bytes()) wire::SegmentHead{};
@@ -91,6 +99,10 @@ void SegmentWriter::reclaim() {
     Slot& slot = slots_[index];
     arena_.give_back(slot.offset, slot.size);
     pieces_ -= slot.is_piece ? 1 : 0;
+    if (slot.ring_size > 0) {
+      device_arena_->give_back(slot.ring_offset, slot.ring_size);
+      --remote_slots_;
+    }
     slot = {};
     free_slots_.push_back(static_cast<std::uint16_t>(index));
     ++released_;
@@ -170,14 +182,13 @@ void SegmentWriter::pin(device::Device& device) {
 std::optional<SegmentWriter::Place> SegmentWriter::place(wire::EntryKind kind, std::uint64_t size) {
   // Tensors may keep whole bodies for ever: something must stay free for pieces.
   reclaim();
-  if (kind == wire::EntryKind::kWhole && arena_.largest() < size + 2 * kSmallestPiece) return std::nullopt;
+  if (!is_piece(kind) && size > 0 && arena_.largest() < size + 2 * kSmallestPiece) return std::nullopt;
   const auto offset = take_space(size);
   if (!offset) return std::nullopt;
   const std::uint16_t slot = free_slots_.back();
   free_slots_.pop_back();
-  const bool is_piece = kind == wire::EntryKind::kFirst || kind == wire::EntryKind::kPiece;
-  slots_[slot] = {*offset, size, ++placed_, is_piece};
-  pieces_ += is_piece ? 1 : 0;
+  slots_[slot] = {.offset = *offset, .size = size, .number = ++placed_, .is_piece = is_piece(kind)};
+  pieces_ += is_piece(kind) ? 1 : 0;
   return Place{.kind = kind, .slot = slot, .offset = *offset, .size = size};
 }
 
@@ -197,7 +208,7 @@ void SegmentWriter::fill(Place& place, PayloadReader& body, const DictMark& mark
 }
 
 void SegmentWriter::sum_up(Place& place) const {
-  if (checksum_) place.checksum = crc32c(0, bytes_of(place), place.size);
+  if (checksum_ && place.kind != wire::EntryKind::kRemote) place.checksum = crc32c(0, bytes_of(place), place.size);
 }
 
 void SegmentWriter::publish(const Place& place, const DictMark& mark) {
@@ -207,13 +218,11 @@ void SegmentWriter::publish(const Place& place, const DictMark& mark) {
                              .tag = mark.tag,
                              .sent_ns = now_ns(),
                              .epoch = mark.epoch,
-                             .manifest_size = place.kind == wire::EntryKind::kWhole || place.kind == wire::EntryKind::kFirst
-                                                  ? mark.manifest_size
-                                                  : 0,
+                             .manifest_size = has_manifest(place.kind) ? mark.manifest_size : 0,
                              .checksum = place.checksum,
                              .slot = place.slot,
                              .kind = place.kind,
-                             .checked = checksum_ && place.kind != wire::EntryKind::kCancel};
+                             .checked = checksum_ && place.kind != wire::EntryKind::kCancel && place.kind != wire::EntryKind::kRemote};
   ++published_;
   add(stats_.bytes_sent, view.size);
   wire::write_entry(entry(published_), view, published_);
@@ -235,6 +244,83 @@ void SegmentWriter::ring_bell() {
   shared.bell.fetch_add(1);
   futex_wake_all(shared.bell);
   add(stats_.doorbells);
+}
+
+// ---- device memory ----------------------------------------------------------------------------------------------
+
+void SegmentWriter::offer_device(device::Device& device) {
+  if (std::exchange(device_offered_, true)) return;
+  try {
+    device_memory_ = std::make_unique<device::Exported>(device, device_ring_bytes_);
+  } catch (const Error& e) {
+    device_reason_ = e.detail();
+    return;
+  }
+  device_arena_.emplace(device_ring_bytes_, wire::kSlots);
+  wire::SegmentHead& shared = head();
+  shared.device_bytes = device_ring_bytes_;
+  std::memcpy(shared.device_handle, device_memory_->handle().bytes, sizeof shared.device_handle);
+  shared.device_state.store(static_cast<std::uint32_t>(wire::DeviceState::kOffered), std::memory_order_release);
+  ring_bell();  // a receiver that sleeps looks at it
+}
+
+wire::DeviceState SegmentWriter::device_state() const {
+  if (!device_memory_) return device_offered_ ? wire::DeviceState::kRefused : wire::DeviceState::kNone;
+  return static_cast<wire::DeviceState>(head().device_state.load(std::memory_order_acquire));
+}
+
+bool SegmentWriter::fits_device(std::uint64_t bytes) const {
+  return !checksum_ && device_state() == wire::DeviceState::kAccepted && bytes <= device_arena_->bytes();
+}
+
+std::optional<SegmentWriter::Place> SegmentWriter::place_remote(const std::vector<Span>& body, const DictMark& mark) {
+  reclaim();
+  const std::uint64_t bytes = bytes_on_devices(body);
+  const auto ring_offset = device_arena_->take(bytes);
+  if (!ring_offset) return std::nullopt;
+  const std::uint64_t table = count_on_devices(body) * sizeof(wire::RemotePart);
+  auto placed = place(wire::EntryKind::kRemote, align_up(mark.manifest_size) + mark.total + table);
+  if (!placed) {
+    device_arena_->give_back(*ring_offset, bytes);
+    return std::nullopt;
+  }
+  placed->ring_offset = slots_[placed->slot].ring_offset = *ring_offset;
+  slots_[placed->slot].ring_size = bytes;
+  ++remote_slots_;
+  return placed;
+}
+
+// What is on the host goes into the body, as ever; what is on devices into the ring, and only its place into the table.
+void SegmentWriter::fill_remote(const Place& place, const std::vector<Span>& body, const DictMark& mark, device::Copies& copies) {
+  std::uint8_t* const front = bytes_of(place);
+  std::memcpy(front, body.front().bytes, body.front().size);
+  std::memset(front + mark.manifest_size, 0, align_up(mark.manifest_size) - mark.manifest_size);
+  std::uint8_t* const payload = front + align_up(mark.manifest_size);
+  std::uint8_t* table = payload + mark.total;
+  std::uint64_t offset = 0, at = place.ring_offset;
+  for (auto span = body.begin() + 1; span != body.end(); ++span) {
+    if (span->ordinal == Span::kHost) {
+      memory::copy_bytes(payload + offset, span->bytes, span->size, mark.total);
+      std::memset(payload + offset + span->size, 0, align_up(span->size) - span->size);
+    } else {
+      copies.copy(span->ordinal, reinterpret_cast<void*>(device_memory_->address() + at), span->bytes, span->size);
+      const wire::RemotePart part{.offset = offset, .size = span->size, .place = at};
+      std::memcpy(table, &part, sizeof part);
+      table += sizeof part;
+      at += align_up(span->size);
+    }
+    add(stats_.copies_out);
+    offset += align_up(span->size);
+  }
+}
+
+void SegmentWriter::keep_device_memory() noexcept {
+  if (device_memory_ && remote_slots_ > 0) device_memory_->abandon();
+}
+
+void SegmentWriter::abandon() noexcept {
+  if (device_memory_) device_memory_->abandon();
+  segment_.abandon();
 }
 
 bool SegmentWriter::take_nudge_request() {

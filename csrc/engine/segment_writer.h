@@ -8,11 +8,13 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/deadline.h"
+#include "device/peer_memory.h"
 #include "engine/options.h"
 #include "engine/outgoing.h"
 #include "engine/stats.h"
@@ -39,6 +41,7 @@ class SegmentWriter {
     std::uint64_t offset = 0;
     std::uint64_t size = 0;
     std::uint32_t checksum = 0;
+    std::uint64_t ring_offset = 0;  // kRemote: where in the device memory its tensors are
   };
 
   SegmentWriter(std::uint64_t session, const Options& options, Stats& stats);
@@ -57,12 +60,24 @@ class SegmentWriter {
   void pin(device::Device& device);  // what devices write into; from then on no body lies elsewhere
   bool is_pinned() const { return is_pinned_; }
 
+  // Device memory that the receiver may copy from; asked for once. It is made when first offered, and given up when refused.
+  void offer_device(device::Device& device);
+  bool is_device_offered() const { return device_offered_; }
+  wire::DeviceState device_state() const;
+  const std::string& device_reason() const { return device_reason_; }  // why there is none to offer
+  bool fits_device(std::uint64_t bytes) const;  // else tensors go through the host's memory
+  bool holds_device_memory() const { return remote_slots_ > 0; }       // that the receiver has not read yet
+  void reclaim();                               // takes back what the receiver released
+
   std::optional<Place> place(wire::EntryKind kind, std::uint64_t size);  // empty: no room, nothing changed
+  std::optional<Place> place_remote(const std::vector<Span>& body, const DictMark& mark);
+  void fill_remote(const Place& place, const std::vector<Span>& body, const DictMark& mark, device::Copies& copies);
   void fill(Place& place, PayloadReader& body, const DictMark& mark, device::Copies* copies = nullptr);
   void sum_up(Place& place) const;  // what devices filled, once it has landed
   void publish(const Place& place, const DictMark& mark);
   bool write_cancel(const DictMark& mark);  // false: no room
-  void abandon() noexcept { segment_.abandon(); }
+  void abandon() noexcept;
+  void keep_device_memory() noexcept;  // for the life of the process, if the receiver has not read all of it
 
   std::uint32_t room() const { return head().room.load(); }
   void wait_room(std::uint32_t seen, const Deadline& deadline);  // until something was released since `seen`, or spuriously
@@ -76,12 +91,13 @@ class SegmentWriter {
     std::uint64_t size = 0;
     std::uint64_t number = 0;  // of its entry; 0: free
     bool is_piece = false;
+    std::uint64_t ring_offset = 0;
+    std::uint64_t ring_size = 0;  // 0: nothing is on a device
   };
 
   wire::SegmentHead& head() const { return *reinterpret_cast<wire::SegmentHead*>(segment_.bytes()); }
   wire::Entry& entry(std::uint64_t number) const;
   wire::Release& release(std::uint64_t number) const;
-  void reclaim();
   std::optional<std::uint64_t> take_space(std::uint64_t size);
   bool commit(std::uint64_t end);
   std::uint8_t* bytes_of(const Place& place) const { return segment_.bytes() + wire::payload_offset() + place.offset; }
@@ -100,6 +116,12 @@ class SegmentWriter {
   std::uint64_t placed_ = 0;
   std::uint64_t published_ = 0;
   bool is_pinned_ = false;
+  const std::size_t device_ring_bytes_;
+  bool device_offered_ = false;
+  std::string device_reason_;
+  std::unique_ptr<device::Exported> device_memory_;
+  std::optional<memory::Arena> device_arena_;
+  std::size_t remote_slots_ = 0;
   std::atomic<std::uint64_t> released_{0};  // read without the mutex by wait_room
 };
 

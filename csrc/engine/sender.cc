@@ -18,6 +18,7 @@ constexpr double kSettleRemote_s = 0.1;
 constexpr double kSettleForced_s = 2.0;  // where the socket is no alternative
 constexpr long kSettlePoll_ms = 1;
 constexpr double kLandingLook_s = 0.1;  // at whether the device that copies still works
+constexpr double kLeave_s = 0.005;      // how late this side notices that it may leave
 constexpr double kRoomSlice_s = 0.02;  // how late a lost peer is noticed while the segment is full
 
 Error closed_error() { return Error(Code::kClosed, "send", "this link was closed"); }
@@ -48,7 +49,7 @@ void Sender::open_shared() {
   try {
     shared_ = std::make_unique<SharedLane>(stream_.session(), options_, budget_, stats_, wake_);
   } catch (const Error& e) {
-    if (options_.lane == LaneChoice::kShared || e.code() != Code::kSharedMemory) throw;
+    if (must_share(options_.lane) || e.code() != Code::kSharedMemory) throw;
     lane_reason_ = e.detail();
     lane_ = Lane::kSocket;
   }
@@ -160,6 +161,11 @@ std::string Sender::lane_reason() const {
   return lane_reason_;
 }
 
+Lane Sender::lane() const {
+  const Lane lane = lane_;
+  return lane == Lane::kShared ? shared_->lane() : lane;
+}
+
 std::string Sender::held_text() const { return lane_ == Lane::kShared ? shared_->held_text() : ""; }
 
 std::optional<Error> Sender::error() const {
@@ -236,7 +242,7 @@ void Sender::choose_lane() {
     default: break;
   }
   if (!is_settling()) return;
-  const double patience = options_.lane == LaneChoice::kShared ? kSettleForced_s
+  const double patience = must_share(options_.lane) ? kSettleForced_s
                           : stream_.peer_is_local()            ? kSettleLocal_s
                                                                : kSettleRemote_s;
   if (settle_.is_never()) settle_ = Deadline::after(patience);
@@ -253,8 +259,8 @@ bool Sender::is_settling() const {
 // What waited for the decision goes first.
 void Sender::settle(Lane lane, const std::string& reason) {
   shared_->writer().settled();
-  if (lane == Lane::kSocket && options_.lane == LaneChoice::kShared) {
-    throw Error(Code::kSharedMemory, "send", "lane shm was asked for: " + reason);
+  if (lane == Lane::kSocket && must_share(options_.lane)) {
+    throw Error(Code::kSharedMemory, "send", std::string("lane ") + (options_.lane == LaneChoice::kDevice ? "cuda_ipc" : "shm") + " was asked for: " + reason);
   }
   const std::lock_guard lock(mutex_);
   if (lane == Lane::kShared) {
@@ -322,7 +328,8 @@ bool Sender::expire() {
 
 bool Sender::may_say_bye() {
   const std::lock_guard lock(mutex_);
-  return closing_ && queue_.empty() && !stream_.bye_sent() && (lane_ != Lane::kShared || shared_->idle());
+  const bool idle = lane_ != Lane::kShared || (shared_->idle() && !shared_->holds_device_memory());
+  return closing_ && queue_.empty() && !stream_.bye_sent() && idle;
 }
 
 bool Sender::finished() {
@@ -341,6 +348,8 @@ void Sender::wait(Stream::Progress progress, SharedLane::Progress shared) {
     const std::lock_guard lock(mutex_);
     until = until.sooner(soonest_);
     if (closing_) until = until.sooner(linger_);
+    // Nothing tells when the receiver has read the last of it.
+    if (closing_ && shared_ && shared_->holds_device_memory()) until = until.sooner(Deadline::after(kLeave_s));
   }
   if (shared == SharedLane::Progress::kLanding) {
     until = until.sooner(shared_->soonest()).sooner(Deadline::after(kLandingLook_s));

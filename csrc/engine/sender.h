@@ -50,7 +50,7 @@ class Sender {
   bool relay(Outgoing item);  // false: kMaxRelays are waiting, or this half has failed
   bool wait_peer(const Deadline& deadline);  // and for the choice of its lane. false: the deadline passed
   bool peer_connected() const;
-  Lane lane() const { return lane_; }
+  Lane lane() const;
   std::string lane_reason() const;  // why not the shared one
   std::string held_text() const;    // what of the shared segment is in use; empty on the other lane
   std::optional<Error> error() const;

@@ -75,7 +75,10 @@ SharedLane::Progress SharedLane::pump_locked() {
       cancel_.reset();
     }
     if (!current_) {
-      if (queue_.empty()) return begun_.empty() ? Progress::kIdle : Progress::kLanding;
+      if (queue_.empty()) {
+        if (writer_->holds_device_memory()) writer_->reclaim();
+        return begun_.empty() ? Progress::kIdle : Progress::kLanding;
+      }
       current_.emplace(std::move(queue_.front()));
       queue_.pop_front();
     }
@@ -91,7 +94,10 @@ SharedLane::Progress SharedLane::pump_locked() {
 
 bool SharedLane::write_current() {
   Current& now = *current_;
-  if (now.item.flight && !now.started) begin_device_dict();
+  if (now.item.flight && !now.started) {
+    begin_device_dict();
+    if (!is_device_decided()) return false;
+  }
   if (!now.started && writer_->fits_whole(now.left)) {
     if (write_whole()) return true;
     if (!is_starved()) return false;
@@ -101,13 +107,42 @@ bool SharedLane::write_current() {
 
 void SharedLane::begin_device_dict() {
   const Flight& flight = *current_->item.flight;
-  writer_->pin(device::Device::of(flight.devices().front()));  // where the link did not know of devices when it opened
+  device::Device& device = device::Device::of(flight.devices().front());
+  writer_->pin(device);  // where the link did not know of devices when it opened
+  if (may_use_devices(options_.lane)) writer_->offer_device(device);
+}
+
+// Until the receiver has looked at the offer, tensors go through the host's memory, unless that was forbidden.
+bool SharedLane::is_device_decided() const {
+  if (options_.lane != LaneChoice::kDevice) return true;
+  const wire::DeviceState state = writer_->device_state();
+  if (state != wire::DeviceState::kRefused) return state == wire::DeviceState::kAccepted;
+  const std::string& reason = writer_->device_reason();
+  throw Error(Code::kDevice, "send",
+              "lane cuda_ipc was asked for: " +
+                  (reason.empty() ? options_.next + " has no device that reaches the memory of this one" : reason));
 }
 
 bool SharedLane::write_whole() {
-  const auto place = writer_->place(wire::EntryKind::kWhole, current_->left);
+  Current& now = *current_;
+  if (now.item.flight && writer_->fits_device(bytes_on_devices(now.body))) {
+    const auto place = writer_->place_remote(now.body, now.mark);
+    if (place) begin_remote(*place);
+    return place.has_value();
+  }
+  const auto place = writer_->place(wire::EntryKind::kWhole, now.left);
   if (place) begin(*place);
   return place.has_value();
+}
+
+void SharedLane::begin_remote(const SegmentWriter::Place& place) {
+  Current& now = *current_;
+  now.started = true;
+  now.left = 0;
+  now.item.flight->start(copies_);
+  writer_->fill_remote(place, now.body, now.mark, copies_);
+  now.item.flight->finish(copies_);
+  begun_.push_back({place, now.mark, copies_.mark(), std::nullopt});
 }
 
 bool SharedLane::write_pieces() {
@@ -171,6 +206,16 @@ bool SharedLane::is_starved() {
   }
   if (patience_.is_never()) patience_ = Deadline::after(kPatience_s);
   return patience_.expired();
+}
+
+bool SharedLane::holds_device_memory() const {
+  const std::lock_guard lock(mutex_);
+  return writer_ && writer_->holds_device_memory();
+}
+
+Lane SharedLane::lane() const {
+  const std::lock_guard lock(mutex_);
+  return writer_ && writer_->device_state() == wire::DeviceState::kAccepted ? Lane::kDevice : Lane::kShared;
 }
 
 bool SharedLane::idle() const {
@@ -262,6 +307,9 @@ void SharedLane::close(const Error& reason) noexcept {
     item.ticket->fail(reason);
   }
   late_.clear();
+  // A receiver that is there may still read from the device memory; one that is gone does not.
+  const bool gone = reason.code() == Code::kPeerLost || reason.code() == Code::kPeerClosed;
+  if (writer_ && !gone) writer_->keep_device_memory();
   if (writer_ && !drained) writer_->abandon();
   writer_.reset();
 }

@@ -38,6 +38,8 @@ class SharedLane {
   Progress pump();          // writes what there is room for, publishes what has landed
   void try_pump();          // unless another thread is about it
   bool idle() const;
+  bool holds_device_memory() const;  // that the receiver has not read yet: this side must not leave
+  Lane lane() const;                 // kShared, or kDevice
   bool expire();            // true: something was removed
   Deadline soonest() const;
   std::uint32_t room() const { return writer_->room(); }
@@ -70,7 +72,9 @@ class SharedLane {
 
   Progress pump_locked();
   bool write_current();
+  bool is_device_decided() const;
   bool write_whole();
+  void begin_remote(const SegmentWriter::Place& place);
   bool write_pieces();
   void begin_device_dict();
   void begin(SegmentWriter::Place place);

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 namespace zmqpp::memory {
 
@@ -17,6 +19,13 @@ class Lender {
   virtual ~Lender() = default;
   virtual void take_back(std::uint64_t lease, std::size_t size) noexcept = 0;  // on any thread
   virtual const std::uint8_t* pinned_end() const noexcept { return nullptr; }    // up to where devices reach it by themselves
+};
+
+// Bytes of a block that are not in it, but on a device.
+struct Remote {
+  std::uint64_t offset;  // in the block
+  std::uint64_t size;
+  std::uint64_t address;
 };
 
 class ReceiveBlock {
@@ -33,6 +42,8 @@ class ReceiveBlock {
   std::uint8_t* bytes() const { return bytes_; }
   std::size_t size() const { return size_; }
   const std::shared_ptr<Lender>& lender() const { return lender_; }
+  const std::vector<Remote>& remote() const { return remote_; }
+  void set_remote(std::vector<Remote> remote) { remote_ = std::move(remote); }  // before anybody else has it
 
  private:
   std::uint8_t* bytes_;
@@ -40,6 +51,7 @@ class ReceiveBlock {
   std::size_t capacity_;  // the size class
   std::shared_ptr<Lender> lender_;  // null: the memory is its own
   std::uint64_t lease_;
+  std::vector<Remote> remote_;
 };
 
 std::size_t size_class(std::size_t size);    // smallest class that holds `size`

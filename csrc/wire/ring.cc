@@ -34,6 +34,11 @@ void check_sizes(const EntryView& view) {
   require(view.manifest_size <= kMaxManifestBytes, "a manifest beyond the limit", view.manifest_size);
   const std::uint64_t whole = align_up(view.manifest_size) + view.total;
   if (view.kind == EntryKind::kWhole) require(view.size == whole, "a body of another size than its parts", view.size);
+  if (view.kind == EntryKind::kRemote) {
+    const std::uint64_t parts = view.size > whole ? (view.size - whole) / sizeof(RemotePart) : 0;
+    require(view.size == whole + parts * sizeof(RemotePart), "a table of parts of an odd size", view.size);
+    require(parts > 0 && parts <= kMaxRemoteParts, "a number of parts that cannot be", parts);
+  }
   if (view.kind == EntryKind::kFirst) require(view.size < whole, "a first piece that is all of it", view.size);
 }
 
@@ -83,11 +88,18 @@ EntryView read_entry(const Entry& entry, std::uint64_t payload_bytes, const Limi
     case EntryKind::kWhole:
     case EntryKind::kFirst:
     case EntryKind::kPiece:
+    case EntryKind::kRemote:
       check_body(view, payload_bytes);
       check_sizes(view);
       return view;
   }
   malformed("unknown kind of entry " + std::to_string(static_cast<int>(view.kind)));
+}
+
+void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t device_bytes) {
+  require(part.offset % kAlign == 0, "a part must start at a multiple of 64", part.offset);
+  require(part.offset <= total && part.size <= total - part.offset, "a part outside its payload", part.offset);
+  require(part.place <= device_bytes && part.size <= device_bytes - part.place, "a part outside the device memory", part.place);
 }
 
 void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uint64_t session) {

@@ -29,6 +29,14 @@ enum class SegmentState : std::uint32_t {
   kWithdrawn = 4,  // by the sender: nobody answered in time
 };
 
+// Decided once, by the receiver: whether it copies from the sender's device memory.
+enum class DeviceState : std::uint32_t {
+  kNone = 0,
+  kOffered = 1,   // by the sender
+  kAccepted = 2,  // by the receiver, which has opened it
+  kRefused = 3,   // by the receiver: it has no device, or none that reaches it
+};
+
 // Flags in SegmentHead::attention.
 inline constexpr std::uint32_t kSleeperUnit = 2;  // the rest of the word counts threads that sleep on the bell
 inline constexpr std::uint32_t kNudge = 1;        // also say so by a message: somebody waits in a poll set
@@ -46,6 +54,9 @@ struct alignas(64) SegmentHead {
   alignas(64) FutexWord room;       // the sender sleeps on it; the receiver adds to it when asked to
   alignas(64) FutexWord room_wanted;  // sender: it sleeps on `room`
   alignas(64) std::atomic<std::uint64_t> taken;  // receiver: entries it has taken, for the sender's error texts
+  alignas(64) FutexWord device_state;            // DeviceState
+  std::uint64_t device_bytes;                    // of the sender's device memory; it and the next before kOffered
+  unsigned char device_handle[64];               // CUDA's, for another process
 };
 static_assert(sizeof(SegmentHead) <= kPage);
 
@@ -54,7 +65,16 @@ enum class EntryKind : std::uint8_t {
   kFirst = 2,  // the first bytes of such a body: the rest follows in pieces, so that it may be larger than the segment
   kPiece = 3,  // the next bytes; they are copied out
   kCancel = 4, // the rest of it will not come
+  kRemote = 5, // as kWhole, but some of the payload is in the sender's device memory: see RemotePart
 };
+
+// Behind the payload of a kRemote body, until its end: what is not in the body. The bytes there mean nothing.
+struct RemotePart {
+  std::uint64_t offset;  // in the payload; a multiple of kAlign
+  std::uint64_t size;
+  std::uint64_t place;   // in the sender's device memory
+};
+inline constexpr std::size_t kMaxRemoteParts = 4096;
 
 // One line of cache, so that the receiver gets everything with the one miss that tells it of the entry.
 struct alignas(64) Entry {
@@ -105,6 +125,9 @@ constexpr std::uint64_t releases_offset() { return entries_offset() + kSlots * s
 constexpr std::uint64_t payload_offset() {
   return (releases_offset() + kSlots * sizeof(Release) + kPage - 1) / kPage * kPage;
 }
+
+// Checks a private copy of one part against the payload it belongs to and the memory it lies in. Throws kMalformed.
+void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t device_bytes);
 
 // The sizes a segment's head announces, against what was mapped. Throws kMalformed, kVersion.
 void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uint64_t session);

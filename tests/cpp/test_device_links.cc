@@ -12,92 +12,10 @@ namespace {
 
 constexpr int kDicts = 40;
 
-Options device_options(const std::string& bind, const std::string& connect, const std::string& scheme, int device) {
-  Options o = options(bind, connect, lane_of(scheme));
-  o.device = device;
-  o.shm_bytes = 2u << 20;
-  o.pinned_bytes = 1u << 20;
-  return o;
-}
-
 struct DevicePair : Pair {
   DevicePair(const std::string& scheme, int from, int to, int i = 0)
       : Pair(device_options(endpoint(scheme, i), "", scheme, from), device_options("", "", scheme, to)) {}
 };
-
-std::vector<std::size_t> sizes_of(std::uint64_t tag) {
-  pattern::Random random(tag ^ (check::seed() << 48));
-  std::vector<std::size_t> sizes(1 + random.below(4));
-  for (std::size_t& size : sizes) size = 1 + random.below(random.one_in(4) ? 900'000 : 100'000);
-  return sizes;
-}
-
-// Writes, sends, waits on its stream, and writes over it: nothing of it on the host but the order of calls.
-void send_from(Link& link, int ordinal, int dicts) {
-  Compute compute(ordinal);
-  std::vector<std::vector<std::uint8_t>> sources;  // of the writes, until the stream is done
-  std::vector<Memory> tensors;
-  for (int i = 0; i < 4; ++i) tensors.emplace_back(ordinal, 1u << 20);
-  for (int tag = 0; tag < dicts; ++tag) {
-    std::vector<Span> payload;
-    const std::vector<std::size_t> sizes = sizes_of(tag);
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      compute.write(tensors[i], sources.emplace_back(pattern::bytes((tag << 8) + i, sizes[i])));
-      payload.push_back({tensors[i].bytes(), sizes[i], ordinal});
-    }
-    const SendTicketPtr ticket = send(link, payload, {{ordinal, compute.handle()}}, tag);
-    CHECK(ticket->wait_started(Deadline::after(kLong_s)));
-    ticket->flight()->hold_back(ordinal, compute.handle());
-    const auto& junk = sources.emplace_back(1u << 20, 0xee);
-    for (const Memory& tensor : tensors) compute.write(tensor, junk);
-  }
-  compute.finish();
-}
-
-// Takes several before it looks at the first: what the device has not read yet must not be written again meanwhile.
-class Consumer {
- public:
-  explicit Consumer(int ordinal) : compute_(ordinal), arrivals_(ordinal) {
-    for (std::uint64_t i = 0; i < kAhead * 4; ++i) tensors_.emplace_back(ordinal, 1u << 20);
-  }
-
-  void take(Link& link, std::uint64_t tag) {
-    const std::optional<Dict> dict = receive(link);
-    CHECK(dict);
-    CHECK_EQUAL(dict->tag, tag);
-    std::vector<Target> targets;
-    std::size_t at = 0;
-    for (const std::size_t size : sizes_of(tag)) {
-      targets.push_back({tensor(tag, targets.size()).bytes(), at, size});
-      at += align_up(size);
-    }
-    CHECK_EQUAL(dict->block->size(), at);
-    start_arrival(dict->block, targets, compute_.ordinal(), arrivals_.handle(), compute_.handle());
-  }
-
-  void check(std::uint64_t tag) {
-    const std::vector<std::size_t> sizes = sizes_of(tag);
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      CHECK(pattern::matches((tag << 8) + i, compute_.read(tensor(tag, i), sizes[i]).data(), sizes[i]));
-    }
-  }
-
-  static constexpr std::uint64_t kAhead = 3;
-
- private:
-  const Memory& tensor(std::uint64_t tag, std::size_t index) const { return tensors_[tag % kAhead * 4 + index]; }
-
-  Compute compute_, arrivals_;
-  std::vector<Memory> tensors_;
-};
-
-void receive_on(Link& link, int ordinal, std::uint64_t dicts) {
-  Consumer consumer(ordinal);
-  for (std::uint64_t tag = 0; tag < dicts + Consumer::kAhead - 1; ++tag) {
-    if (tag < dicts) consumer.take(link, tag);
-    if (tag + 1 >= Consumer::kAhead) consumer.check(tag + 1 - Consumer::kAhead);
-  }
-}
 
 void traffic(const std::string& scheme, int from, int to, int i) {
   const DevicePair pair(scheme, from, to, i);

@@ -70,7 +70,6 @@ struct Process {
   Memory memory;
   std::mutex mutex;
   std::vector<std::unique_ptr<Stream>> legacy;
-  std::atomic<int> names{0};
 
   Process() {
     for (int i = 0; i < static_cast<int>(devices.size()); ++i) contexts.push_back({i});
@@ -80,7 +79,6 @@ struct Process {
     static std::atomic<int> made{0};
     return std::make_unique<Stream>(context, setting("FAKE_CUDA_SEED", 1) * 1000 + made++, setting("FAKE_CUDA_PAUSE_US", 200));
   }
-  std::string next_name() { return "/fake-cuda-" + std::to_string(::getpid()) + "-" + std::to_string(names++); }
 };
 
 Process& process() {
@@ -168,13 +166,10 @@ CUDA cuEventCreate(void** event, unsigned flags) {
   if (here() == nullptr) return kNoContext;
   auto made = std::make_unique<Event>(here());
   if ((flags & 4) != 0) {
-    made->name = process().next_name();
-    void* shared = map_shared(made->name, sizeof(EventWord), true);
+    void* shared = make_shared_memory(sizeof(EventWord), made->name);
     if (shared == nullptr) return kNoMemory;
-    const std::string name = made->name;
-    made->word = std::shared_ptr<EventWord>(new (shared) EventWord, [name](EventWord* word) {
-      ::munmap(word, sizeof *word);
-      ::shm_unlink(name.c_str());
+    made->word = std::shared_ptr<EventWord>(new (shared) EventWord, [name = made->name](EventWord* word) {
+      free_shared_memory(word, sizeof *word, name);
     });
   }
   return *event = made.release(), 0;
@@ -223,8 +218,8 @@ CUDA cuStreamWaitValue64_v2(void* stream, std::uint64_t address, std::uint64_t v
 
 CUDA cuMemAlloc_v2(std::uint64_t* address, std::size_t size) {
   if (here() == nullptr) return kNoContext;
-  const std::string name = process().next_name();
-  void* bytes = map_shared(name, size, true);
+  std::string name;
+  void* bytes = make_shared_memory(size, name);
   if (bytes == nullptr) return kNoMemory;
   *address = reinterpret_cast<std::uint64_t>(bytes);
   process().memory.add({*address, size, here()->ordinal, name, false});
@@ -233,9 +228,7 @@ CUDA cuMemAlloc_v2(std::uint64_t* address, std::size_t size) {
 CUDA cuMemFree_v2(std::uint64_t address) {
   const auto range = process().memory.take(address);
   if (!range || range->ordinal < 0 || range->opened) return kInvalid;
-  ::munmap(reinterpret_cast<void*>(address), range->size);
-  ::shm_unlink(range->name.c_str());
-  return 0;
+  return free_shared_memory(reinterpret_cast<void*>(address), range->size, range->name), 0;
 }
 CUDA cuMemGetAddressRange_v2(std::uint64_t* base, std::size_t* size, std::uint64_t address) {
   const auto range = process().memory.find(address);
@@ -304,7 +297,7 @@ CUDA cuIpcOpenMemHandle_v2(std::uint64_t* address, Bytes64 in, unsigned) {
   std::memcpy(&handle, &in, sizeof handle);
   if (here() == nullptr) return kNoContext;
   if (handle.name[sizeof handle.name - 1] != '\0') return kInvalid;
-  void* bytes = map_shared(handle.name, handle.size, false);
+  void* bytes = open_shared_memory(handle.name, handle.size);
   if (bytes == nullptr) return kInvalid;
   *address = reinterpret_cast<std::uint64_t>(bytes);
   process().memory.add({*address, handle.size, here()->ordinal, handle.name, true});
@@ -324,7 +317,7 @@ CUDA cuIpcOpenEventHandle(void** event, Bytes64 in) {
   Handle handle;
   std::memcpy(&handle, &in, sizeof handle);
   if (here() == nullptr) return kNoContext;
-  void* shared = map_shared(handle.name, sizeof(EventWord), false);
+  void* shared = open_shared_memory(handle.name, sizeof(EventWord));
   if (shared == nullptr) return kInvalid;
   auto made = std::make_unique<Event>(here());
   made->word = std::shared_ptr<EventWord>(static_cast<EventWord*>(shared), [](EventWord* word) { ::munmap(word, sizeof *word); });

@@ -1,4 +1,4 @@
-// Memory of the fake driver's devices: named shared memory, so that another process can open what one exports.
+// Memory of the fake driver's devices: files without a name in memory, so that another process can open what one exports.
 #pragma once
 
 #include <fcntl.h>
@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -52,16 +53,33 @@ class Memory {
   std::map<std::uint64_t, Range> ranges_;
 };
 
-// Null: it cannot be had. `size` 0: as large as it is.
-inline void* map_shared(const std::string& name, std::size_t size, bool make) {
-  const int fd = ::shm_open(name.c_str(), make ? O_RDWR | O_CREAT | O_EXCL : O_RDWR, 0600);
+// Memory that other processes can open by its name, and that is gone with the last process that has it. Null: it cannot be had.
+inline void* make_shared_memory(std::size_t size, std::string& name) {
+  const int fd = ::memfd_create("fake-cuda", MFD_CLOEXEC);
   if (fd < 0) return nullptr;
-  void* bytes = MAP_FAILED;
-  if (!make || ::ftruncate(fd, static_cast<off_t>(size)) == 0) {
-    bytes = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  }
+  name = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(fd);
+  void* bytes = ::ftruncate(fd, static_cast<off_t>(size)) == 0
+                    ? ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                    : MAP_FAILED;
+  if (bytes != MAP_FAILED) return bytes;
+  ::close(fd);
+  return nullptr;
+}
+
+// Not in the process that made it: neither does CUDA.
+inline void* open_shared_memory(const std::string& name, std::size_t size) {
+  const std::string own = "/proc/" + std::to_string(::getpid()) + "/";
+  if (name.rfind(own, 0) == 0) return nullptr;
+  const int fd = ::open(name.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return nullptr;
+  void* bytes = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   ::close(fd);
   return bytes == MAP_FAILED ? nullptr : bytes;
+}
+
+inline void free_shared_memory(void* bytes, std::size_t size, const std::string& name) {
+  ::munmap(bytes, size);
+  ::close(std::atoi(name.c_str() + name.rfind('/') + 1));
 }
 
 }  // namespace fake
