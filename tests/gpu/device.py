@@ -24,6 +24,7 @@ from zmqpp.bench.targets import SMALL
 DEVICE = torch.device(os.environ.get("ZMQPP_GPU_TEST_DEVICE", "cuda:0"))
 LANES = ("tcp", "shm", *(("cuda_ipc",) if "cuda_ipc" in config.LANES and DEVICE.type == "cuda" else ()))
 """Those that this build has for tensors of a GPU."""
+GIVEN_BACK_S = 30.0
 SLACK_BYTES = 64 << 20
 """What CUDA may keep for itself in a context: kernels it loads late, memory for their locals."""
 
@@ -66,7 +67,7 @@ def memory_comes_back() -> Iterator[None]:
     before = _in_use()
     yield
     assert _allocated() == allocated
-    until(lambda: _in_use() <= before + SLACK_BYTES, within_s=30)
+    until(lambda: _in_use() <= before + SLACK_BYTES, within_s=GIVEN_BACK_S)
 
 
 def _in_use() -> int:

@@ -183,8 +183,13 @@ class Captured:
 
     def capture_and_replay(self, mode: str) -> None:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode):
+        with torch.cuda.stream(
+            self._stream
+        ):  # torch.cuda.graph() would first wait for all that the device does
+            graph.capture_begin(capture_error_mode=mode)
             output = self._chain()
+            graph.capture_end()
+        torch.cuda.current_stream(DEVICE).wait_stream(self._stream)
         self.input.normal_(std=_SMALL)
         graph.replay()
         assert torch.allclose(output, self._chain(), atol=1e-4)
@@ -202,9 +207,10 @@ _SMALL = 0.02
 
 def test_capture_stays_valid_while_dicts_are_on_their_way(link: Link) -> None:
     """Capture in its strictest mode fails for what any thread of the process does; ours are copying meanwhile."""
-    captured, values = Captured(), [filled(number, 16 * MIB) for number in range(4)]
+    captured, values = Captured(), [filled(number) for number in range(4)]
     for _ in range(10):
         receives = [link.irecv_dict() for _ in values]
+        late()  # so that they are copied while a graph is captured
         for tensor in values:
             link.isend_dict({"x": tensor})
         captured.capture_and_replay("global")
