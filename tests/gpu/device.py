@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.fault.peer import until
-from zmqpp import config
+from zmqpp import _engine, config
 from zmqpp.bench.compute import Compute
 from zmqpp.bench.device import bytes_in_use, let_go
 from zmqpp.bench.payload import Payload, rehearse
@@ -47,6 +47,8 @@ def require(cpu_will_do: bool = True) -> None:
 def warm_up() -> None:
     """Whatever CUDA opens for good, before a test looks around: context, kernels, pinned memory."""
     if DEVICE.type == "cuda":
+        found = _engine.describe_cuda()
+        assert found["works"], f"the engine does not reach CUDA, tensors would go through .cpu(): {found}"
         torch.cuda.set_device(DEVICE)
         Compute(DEVICE).product_s()
         rehearse(Payload(SMALL, DEVICE))

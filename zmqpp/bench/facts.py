@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from zmqpp import _engine
+
 _PACKAGES = (
     "zmqpp",
     "torch",
@@ -65,6 +67,7 @@ def _gpu_facts(devices: list[torch.device]) -> dict[str, Any]:
         "peer_access": first == last or torch.cuda.can_device_access_peer(first, last),
         "cuda": torch.version.cuda,
         "driver": _driver(),
+        "engine_reaches_cuda": bool(_engine.describe_cuda()["works"]),
         "nccl": ".".join(str(number) for number in nccl_version()),
     }
 
