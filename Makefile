@@ -3,13 +3,14 @@
 PYTHON ?= python3
 STAGES ?= 2
 BENCH ?= link
+DICTS ?= 10000
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 MINUTES ?= 10
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-unit ctest asan ubsan tsan fuzz soak chaos demo bench format clean
+.PHONY: help build check test test-unit test-gpu ctest asan ubsan tsan fuzz soak chaos demo bench format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -30,6 +31,10 @@ test: build  ## the whole test suite
 test-unit: build  ## the tests that need no vLLM
 	@$(PYTHON) packaging/install.py --browser
 	$(BIN)/python -m pytest -m "not vllm"
+
+# Skipped with its reason where there is no GPU, or no compute-sanitizer. One process: it measures the GPU's memory.
+test-gpu: build  ## what needs a GPU: CUDA lanes, streams, kills, kernels under compute-sanitizer; DICTS=10000
+	ZMQPP_GPU_DICTS=$(DICTS) $(BIN)/python -m pytest tests/gpu -m gpu
 
 ctest: build  ## the C++ tests and the fuzz corpus, as `make test` runs them
 	$(BIN)/python -m pytest tests/cpp tests/fuzz

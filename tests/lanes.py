@@ -30,5 +30,5 @@ class Lane:
 
     def config(self, **changes: Any) -> TransportConfig:
         """Settings of `FAST` that force this lane, with changes; those of a later build are left out."""
-        changes.setdefault("lane", "shm" if self.name == "shm" else "tcp")
+        changes.setdefault("lane", "tcp" if self.name in SOCKET_LANES else self.name)
         return replace(FAST, **{name: value for name, value in changes.items() if name in _FIELDS})

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
+import torch
+
 from tests.lanes import Lane
 from zmqpp.config import TransportConfig
 from zmqpp.errors import RecvTimeout, TransportError
 from zmqpp.transport import Link, Route
+
+Device = torch.device | None
 
 
 def echo(link: Link) -> None:
@@ -33,12 +37,14 @@ def _echo_controls(link: Link) -> None:
 
 
 @contextmanager
-def ring_of_two(lane: Lane, where: str, config: TransportConfig) -> Iterator[Link]:
-    """This side's link; what it sends comes back to it."""
+def ring_of_two(
+    lane: Lane, where: str, config: TransportConfig, devices: tuple[Device, Device] = (None, None)
+) -> Iterator[Link]:
+    """This side's link; what it sends comes back to it. `devices`: of this side's tensors, and of the other's."""
     run = _in_thread if where == "threads" else _in_process
-    with run(lane.address("there"), config) as (there, tell):
-        bind = lane.address("here")
-        with Link(bind=bind, connect=there, config=config, previous="echo", next="echo") as here:
+    with run(lane.address("there"), config, devices[1]) as (there, tell):
+        options = {"config": config, "device": devices[0], "previous": "echo", "next": "echo"}
+        with Link(bind=lane.address("here"), connect=there, **options) as here:
             tell(here.bound)
             here.wait_peers(20)
             here.send_control(b"", route=Route.LINK)
@@ -47,10 +53,10 @@ def ring_of_two(lane: Lane, where: str, config: TransportConfig) -> Iterator[Lin
 
 
 @contextmanager
-def _in_thread(bind: str, config: TransportConfig) -> Iterator[tuple]:
+def _in_thread(bind: str, config: TransportConfig, device: Device) -> Iterator[tuple]:
     # The echo must know both addresses, so it binds first and connects through a second link.
     ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(target=serve, args=(bind, theirs, config))
+    thread = threading.Thread(target=serve, args=(bind, theirs, config, device))
     thread.start()
     try:
         yield ours.recv(), ours.send
@@ -61,10 +67,10 @@ def _in_thread(bind: str, config: TransportConfig) -> Iterator[tuple]:
 
 
 @contextmanager
-def _in_process(bind: str, config: TransportConfig) -> Iterator[tuple]:
+def _in_process(bind: str, config: TransportConfig, device: Device) -> Iterator[tuple]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(bind, theirs, config))
+    process = context.Process(target=serve, args=(bind, theirs, config, device))
     process.start()
     theirs.close()
     try:
@@ -83,9 +89,9 @@ class _Halves:
         self.recv_dict, self.recv_control = receiving.recv_dict, receiving.recv_control
 
 
-def serve(bind: str, pipe: Connection, config: TransportConfig) -> None:
+def serve(bind: str, pipe: Connection, config: TransportConfig, device: Device) -> None:
     """Bind, tell where, hear whom to connect to, then echo."""
-    with Link(bind=bind, connect=None, config=config) as sending:
+    with Link(bind=bind, connect=None, config=config, device=device) as sending:
         pipe.send(sending.bound)
-        with Link(bind=None, connect=pipe.recv(), config=config) as receiving:
+        with Link(bind=None, connect=pipe.recv(), config=config, device=device) as receiving:
             echo(_Halves(sending, receiving))  # type: ignore[arg-type]

@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.fault.values import assert_whole, numbered
 from zmqpp.config import TransportConfig
 from zmqpp.transport import Link, Route
@@ -45,10 +47,15 @@ class Peer:
         self.pid = self._process.pid or 0
 
     def open(
-        self, *, bind: str | None = None, connect: str | None = None, config: TransportConfig
+        self,
+        *,
+        bind: str | None = None,
+        connect: str | None = None,
+        config: TransportConfig,
+        device: torch.device | None = None,
     ) -> str | None:
-        """Open its link; returns where it is bound."""
-        return self.do("open", bind, connect, config)
+        """Open its link; returns where it is bound. `device`: where it puts tensors, as it numbers them."""
+        return self.do("open", bind, connect, config, device)
 
     def send(self, numbers: Iterable[int], size: int) -> None:
         """Send dicts by `values.numbered`; done when ZeroMQ or the segment has all of them."""
@@ -143,8 +150,14 @@ class _Obeying:
     def __init__(self) -> None:
         self.held = []
 
-    def open(self, bind: str | None, connect: str | None, config: TransportConfig) -> str | None:
-        self.link = Link(bind=bind, connect=connect, config=config, name="peer")
+    def open(
+        self,
+        bind: str | None,
+        connect: str | None,
+        config: TransportConfig,
+        device: torch.device | None = None,
+    ) -> str | None:
+        self.link = Link(bind=bind, connect=connect, config=config, name="peer", device=device)
         return self.link.bound
 
     def wait_peers(self) -> None:

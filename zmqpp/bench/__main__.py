@@ -1,10 +1,12 @@
 """Which benchmark shall run?
 
 python -m zmqpp.bench link        zmqpp's lanes beside everything else that moves tensors between processes
+python -m zmqpp.bench link --device cuda    the same for tensors of a GPU
+python -m zmqpp.bench overlap     what computing and transfers cost one another
 python -m zmqpp.bench checksum    what checksums cost
 python -m zmqpp.bench curve       what encryption costs
 
-`zmqpp bench link` is the first of them.
+`zmqpp bench link` and `zmqpp bench overlap` are two of them.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ import sys
 
 import torch
 
-from zmqpp.bench import checksum, curve, link, plot
+from zmqpp.bench import checksum, curve, link, overlap, plot
 from zmqpp.bench.channel import PeerFailed
 from zmqpp.bench.payload import Mismatch
+from zmqpp.errors import ConfigError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="zmqpp bench", description="Measure zmqpp.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (link, checksum, curve, plot):
+    for module in (link, overlap, checksum, curve, plot):
         one = commands.add_parser(module.NAME, help=module.__doc__, description=module.__doc__)
         module.add_arguments(one)
         one.set_defaults(run=module.run)
@@ -30,6 +33,9 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         return int(arguments.run(arguments))
+    except ConfigError as error:
+        print(f"zmqpp bench: {arguments.command}: {error}", file=sys.stderr)
+        return 2
     except (Mismatch, PeerFailed) as error:
         print(f"zmqpp bench: {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from zmqpp import _engine
 
 _PACKAGES = (
     "zmqpp",
@@ -22,9 +27,15 @@ _PACKAGES = (
 )
 
 
-def machine_facts() -> dict[str, Any]:
-    """Nothing that names the machine or where things lie on it."""
+def machine_facts(*devices: torch.device) -> dict[str, Any]:
+    """Nothing that names the machine or where things lie on it.
+
+    Args:
+        devices: those that are measured; of CUDA devices more is told.
+    """
+    gpus = list(dict.fromkeys(device for device in devices if device.type == "cuda"))
     return {
+        **(_gpu_facts(gpus) if gpus else {}),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -40,7 +51,34 @@ def machine_facts() -> dict[str, Any]:
 
 def zmqpp_settings() -> dict[str, str]:
     """Environment variables that change what is measured."""
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("ZMQPP_")}
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)}
+
+
+_SETTINGS = ("ZMQPP_", "NCCL_", "CUDA_VISIBLE_DEVICES")
+
+
+def _gpu_facts(devices: list[torch.device]) -> dict[str, Any]:
+    from zmqpp.bench.peers.nccl import nccl_version
+
+    first, last = devices[0], devices[-1]
+    return {
+        "gpus": [torch.cuda.get_device_name(device) for device in devices],
+        "gpu_memory_gib": [round(torch.cuda.mem_get_info(device)[1] / 2**30) for device in devices],
+        "peer_access": first == last or torch.cuda.can_device_access_peer(first, last),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "engine_reaches_cuda": bool(_engine.describe_cuda()["works"]),
+        "nccl": ".".join(str(number) for number in nccl_version()),
+    }
+
+
+def _driver() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else ""
 
 
 def _cpu_model() -> str:

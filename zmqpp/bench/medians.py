@@ -24,6 +24,8 @@ class Turn:
     dicts: int
     gb_per_s: float
     cpu_s_per_gb: float
+    device_bytes: int | None = None
+    """Of a GPU's memory: what the transport holds by then, in both processes. None = not looked at."""
 
     @classmethod
     def of(cls, round_index: int, transport: str, size: Size, trips: Trips | None, stream: Stream) -> Turn:
@@ -55,6 +57,7 @@ class Row:
     rtt_p99_us: float | None
     gb_per_s: float
     cpu_s_per_gb: float
+    device_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         size = self.size
@@ -75,22 +78,40 @@ def rows_of(turns: Iterable[Turn]) -> list[Row]:
             rtt_p99_us=_median(turn.rtt_p99_us for turn in group),
             gb_per_s=statistics.median(turn.gb_per_s for turn in group),
             cpu_s_per_gb=statistics.median(turn.cpu_s_per_gb for turn in group),
+            device_bytes=max(
+                (held for turn in group if (held := turn.device_bytes) is not None), default=None
+            ),
         )
         for (transport, size), group in grouped.items()
     ]
 
 
-def median_ratio(turns: Iterable[Turn], size: Size, of: str, to: str, measure: str) -> float | None:
+def median_ratio(
+    turns: Iterable[Turn], size: Size, of: str, to: str | tuple[str, ...], measure: str
+) -> float | None:
     """The median over the rounds of one transport's `measure` divided by another's in the same round.
 
     A machine that is slower for a while is so for both of a round; None = there is no such round.
+
+    Args:
+        to: of several, the least: of throughputs, the slowest. All must have been measured.
     """
+    bases = {to} if isinstance(to, str) else set(to)
     ours: dict[int, float | None] = {}
-    theirs: dict[int, float | None] = {}
+    theirs: dict[int, list[float]] = {}
     for turn in turns:
-        if turn.size == size and turn.transport in (of, to):
-            (ours if turn.transport == of else theirs)[turn.round] = getattr(turn, measure)
-    ratios = [value / base for index, value in ours.items() if value and (base := theirs.get(index))]
+        if turn.size != size:
+            continue
+        value = getattr(turn, measure)
+        if turn.transport == of:
+            ours[turn.round] = value
+        elif turn.transport in bases and value:
+            theirs.setdefault(turn.round, []).append(value)
+    ratios = [
+        value / min(base)
+        for index, value in ours.items()
+        if value and len(base := theirs.get(index, [])) == len(bases)
+    ]
     return statistics.median(ratios) if ratios else None
 
 

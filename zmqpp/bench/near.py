@@ -9,9 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
+
 from zmqpp.bench.channel import Channel, PeerFailed
+from zmqpp.bench.compute import Compute
+from zmqpp.bench.device import CPU, bytes_in_use, let_go, use
 from zmqpp.bench.far import DO, DONE, OPEN_S, serve, swap
-from zmqpp.bench.payload import Payload, Size
+from zmqpp.bench.overlapped import Together, near_together
+from zmqpp.bench.payload import Payload, Size, rehearse
 from zmqpp.bench.peers import make
 from zmqpp.bench.transport import WAIT_S, Place, Transport
 from zmqpp.bench.turn import Stream, Trips, near_stream, near_trips
@@ -26,18 +31,25 @@ class Near:
 
     `open`, `trips`, `stream` and `close` act on both sides. They raise what either side failed with; the other
     transports then still work. PeerFailed from `sync` means that the far process is gone.
+
+    Args:
+        device: of this process's tensors.
+        far_device: of the far process's; may be the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU, far_device: torch.device = CPU) -> None:
+        self.device, self.far_device = device, far_device
+        use(device)
         self._folder = tempfile.TemporaryDirectory(prefix="zmqpp-bench-")
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         self._pipe = pipe
-        self._process = context.Process(target=serve, args=(theirs, Path(self._folder.name)), daemon=True)
+        place = Path(self._folder.name)
+        self._process = context.Process(target=serve, args=(theirs, place, far_device), daemon=True)
         self._process.start()
         theirs.close()
         self._channel = Channel(pipe, "far")
-        self._place = Place(False, Path(self._folder.name), lambda value: swap(self._channel, value))
+        self._place = Place(False, place, lambda value: swap(self._channel, value), device)
         self._transports: dict[str, Transport] = {}
         self._payloads: tuple[Payload, Payload] | None = None
         self._token = 0
@@ -53,10 +65,17 @@ class Near:
             "trips", (name, size, count), lambda: near_trips(transport, payload, count), _TURN_S
         )
 
-    def stream(self, name: str, size: Size, count: int) -> Stream:
+    def stream(self, name: str, size: Size, count: int, reads: bool = True) -> Stream:
+        """`reads`: whether the far side looks at what comes."""
         transport, pair = self._transports[name], self.payloads(size)
         own = lambda: near_stream(transport, pair, count, self._channel)  # noqa: E731
-        return self._both("stream", (name, size, count), own, _TURN_S)
+        return self._both("stream", (name, size, count, reads), own, _TURN_S)
+
+    def together(self, name: str, size: Size, shape: tuple[int, int], compute: Compute) -> Together:
+        """`shape`: steps, and products in each."""
+        transport, pair = self._transports[name], self.payloads(size)
+        own = lambda: near_together(transport, compute, pair, shape, self._channel)  # noqa: E731
+        return self._both("stream", (name, size, shape[0], False), own, _TURN_S)
 
     def with_echo(self, name: str, size: Size, count: int, own: Callable[[Transport], _T]) -> _T:
         """`own` makes as many round trips as `trips` would, in its own way."""
@@ -72,8 +91,20 @@ class Near:
         """Two dicts of this size; only the last size's are kept."""
         if self._payloads is None or self._payloads[0].size != size:
             self._payloads = None  # their memory first
-            self._payloads = (Payload(size), Payload(size))
+            self._payloads = (Payload(size, self.device), Payload(size, self.device))
         return self._payloads
+
+    def ready(self, size: Size) -> None:
+        """Both sides have their payloads, and have once used all that measuring needs of the device."""
+        pair = self.payloads(size)
+        self._both("ready", (size,), lambda: rehearse(pair[0]), OPEN_S)
+
+    def device_bytes(self) -> int:
+        """Of the devices' memory, in use by whatever process; caches are emptied before. 0 on the CPU."""
+        let_go(self.device)
+        self._channel.send(DO, ("device_bytes", ()))
+        there = int(self._channel.expect(DONE, _TURN_S))
+        return there if self.device == self.far_device else there + bytes_in_use(self.device)
 
     def is_alive(self) -> bool:
         return self._process.is_alive()

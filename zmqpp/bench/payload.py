@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from zmqpp.bench.device import CPU
+
 NAMES = ("hidden_states", "residual")
 """The keys of vLLM's IntermediateTensors: what one pipeline stage hands to the next."""
 
@@ -52,9 +54,11 @@ class Size:
     def __str__(self) -> str:
         return f"{self.rows}x{self.columns}"
 
-    def empty(self) -> Tensors:
+    def empty(self, device: torch.device = CPU) -> Tensors:
         """Memory for one dict, touched, so that no first use pays for page faults."""
-        return {name: torch.zeros(self.rows, self.columns, dtype=torch.bfloat16) for name in NAMES}
+        return {
+            name: torch.zeros(self.rows, self.columns, dtype=torch.bfloat16, device=device) for name in NAMES
+        }
 
 
 class Payload:
@@ -64,12 +68,12 @@ class Payload:
     differs from those of any other nonce, by one pass over the memory instead of millions of random numbers.
     """
 
-    def __init__(self, size: Size) -> None:
-        self.size = size
-        self.tensors = size.empty()
+    def __init__(self, size: Size, device: torch.device = CPU) -> None:
+        self.size, self.device = size, device
+        self.tensors = size.empty(device)
         generator = torch.Generator().manual_seed(size.rows * 1_000_003 + size.columns)
-        for words in self._words():
-            words.random_(generator=generator)
+        for words in self._words():  # drawn on the CPU: other devices have numbers of their own
+            words.copy_(torch.empty(words.shape, dtype=words.dtype).random_(generator=generator))
         self._nonce = 0
 
     def fill(self, nonce: int) -> Tensors:
@@ -99,11 +103,17 @@ def touch(tensors: Tensors) -> None:
         torch.as_strided(tensor, (-(-tensor.numel() // step),), (step,)).clone()
 
 
+def rehearse(payload: Payload) -> None:
+    """Everything that is done to a payload, once: CUDA loads what it needs when it is first used."""
+    touch(payload.fill(fresh_nonce()))
+    check_same({name: tensor.clone() for name, tensor in payload.tensors.items()}, payload.tensors, "itself")
+
+
 def check_same(got: Tensors, wanted: Tensors, where: str) -> int:
     """The number of bytes compared.
 
     Raises:
-        Mismatch: names, types, shapes or any bit differ.
+        Mismatch: names, types, shapes, devices or any bit differ. Compared where they are: one word comes back.
     """
     if list(got) != list(wanted):
         raise Mismatch(f"{where}: got the keys {list(got)}, sent were {list(wanted)}")
@@ -114,6 +124,8 @@ def check_same(got: Tensors, wanted: Tensors, where: str) -> int:
                 f"{where}: {name} is {other.dtype} {list(other.shape)}, "
                 f"sent was {tensor.dtype} {list(tensor.shape)}"
             )
+        if other.device != tensor.device:
+            raise Mismatch(f"{where}: {name} came to {other.device}, wanted was {tensor.device}")
         if not _is_same(other, tensor):
             raise Mismatch(f"{where}: {name} differs at byte {_first_difference(other, tensor)}")
     return sum(tensor.nbytes for tensor in wanted.values())

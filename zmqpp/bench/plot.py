@@ -10,6 +10,7 @@ from typing import Any
 
 from zmqpp.bench.payload import Size
 from zmqpp.bench.peers import CEILING, PEERS
+from zmqpp.errors import ConfigError
 
 NAME = "draw"
 
@@ -30,7 +31,10 @@ def can_draw() -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    draw(json.loads(arguments.json.read_text()), arguments.picture)
+    contents = json.loads(arguments.json.read_text())
+    if contents["settings"].get("device", "cpu") != "cpu":
+        raise ConfigError(f"{arguments.json}: a run with --device; only CPU tensors' figures are drawn")
+    draw(contents, arguments.picture)
     return 0
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zmqpp.bench.facts import zmqpp_settings
-from zmqpp.bench.medians import rows_of
+from zmqpp.bench.medians import Row, rows_of
+from zmqpp.bench.overlapped import OverlapRow
 from zmqpp.bench.peers import Peer
 from zmqpp.bench.runner import Findings, Plan
 
 
 def report(
-    question: str, facts: dict[str, Any], plan: Plan, peers: dict[str, Peer], findings: Findings
+    question: str,
+    facts: dict[str, Any],
+    plan: Plan,
+    peers: dict[str, Peer],
+    findings: Findings,
+    rows: Sequence[Row | OverlapRow] | None = None,
 ) -> dict[str, Any]:
+    """`rows`: the table; None = round trips and streams."""
     return {
         "question": question,
         "machine": facts,
@@ -31,7 +39,7 @@ def report(
         "checked": {"dicts": findings.checked_dicts, "bytes": findings.checked_bytes},
         "wall_s": round(findings.wall_s, 1),
         "rounds": [turn.as_json() for turn in findings.turns],
-        "table": [row.as_json() for row in rows_of(findings.turns)],
+        "table": [row.as_json() for row in (rows_of(findings.turns) if rows is None else rows)],
     }
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from zmqpp.bench.channel import PeerFailed
+from zmqpp.bench.device import CPU
 from zmqpp.bench.medians import Turn, percentile
 from zmqpp.bench.near import Near
+from zmqpp.bench.overlapped import Together
 from zmqpp.bench.payload import Mismatch, Size
-from zmqpp.bench.peers import CEILING
-from zmqpp.bench.peers.memcpy import copy_stream
+from zmqpp.bench.peers import limit_of
 from zmqpp.bench.transport import Unavailable
 from zmqpp.bench.turn import Stream, Trips
 
@@ -34,12 +38,16 @@ class Plan:
     stream_s: float = 0.35
     least_trips: int = 4
     least_dicts: int = 6
+    device: torch.device = CPU
+    far_device: torch.device = CPU
 
     def as_json(self) -> dict[str, Any]:
         names = ("rounds", "huge_rounds", "trips_s", "stream_s", "least_trips", "least_dicts")
         return {
             "transports": list(self.transports),
             "sizes": [str(size) for size in self.sizes],
+            "device": str(self.device),
+            "far_device": str(self.far_device),
             **{name: getattr(self, name) for name in names},
         }
 
@@ -48,7 +56,8 @@ class Plan:
 class Findings:
     """All of a run."""
 
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Any] = field(default_factory=list)
+    """Turn; of `overlap`, Overlap."""
     remarks: dict[str, str] = field(default_factory=dict)
     """transport -> what it says about itself."""
     missing: dict[str, str] = field(default_factory=dict)
@@ -57,7 +66,7 @@ class Findings:
     checked_bytes: int = 0
     wall_s: float = 0.0
 
-    def count_checks(self, part: Trips | Stream) -> None:
+    def count_checks(self, part: Trips | Stream | Together) -> None:
         self.checked_dicts += part.checked_dicts
         self.checked_bytes += part.checked_bytes
 
@@ -79,11 +88,14 @@ class Runner:
         self._findings = Findings()
         self._trip_s: dict[tuple[str, Size], float] = {}
         self._dict_s: dict[tuple[str, Size], float] = {}
+        self._device_bytes: dict[str, int] = {}
 
     def run(self) -> Findings:
         """Raises Mismatch; PeerFailed if the far process ended."""
         started = time.monotonic()
-        with Near() as near:
+        with Near(self._plan.device, self._plan.far_device) as near:
+            if self._plan.device != CPU:
+                near.ready(self._plan.sizes[0])
             for name in self._plan.transports:
                 self._guard(near, name, self._open)
             self._say(f"opened after {time.monotonic() - started:.0f} s")
@@ -103,7 +115,24 @@ class Runner:
                 continue
             for name in turned:
                 if name not in self._findings.missing:
-                    self._guard(near, name, lambda near, name, size=size: self._turn(near, name, size, index))
+                    self._guard(
+                        near, name, lambda near, name, size=size: self._measured(near, name, size, index)
+                    )
+
+    def _measured(self, near: Near, name: str, size: Size, index: int) -> None:
+        """A turn. In the first round with what it takes of the device's memory and keeps, in both processes.
+
+        In the first alone, because caches are emptied for it.
+        """
+        if index or self._plan.device == CPU:
+            self._turn(near, name, size, index)
+            return
+        near.ready(size)
+        before = near.device_bytes()
+        self._turn(near, name, size, index)
+        held = self._device_bytes.get(name, 0) + near.device_bytes() - before
+        self._device_bytes[name] = held
+        self._findings.turns[-1] = dataclasses.replace(self._findings.turns[-1], device_bytes=held)
 
     def _guard(self, near: Near, name: str, act: Callable[[Near, str], None]) -> None:
         """A transport that fails does not take the others along."""
@@ -127,12 +156,21 @@ class Runner:
             pass
 
     def _open(self, near: Near, name: str) -> None:
-        if name != CEILING and (remark := near.open(self._prefix + name)):
+        if limit_of(name):
+            return
+        before = 0 if self._plan.device == CPU else near.device_bytes()
+        if remark := near.open(self._prefix + name):
             self._findings.remarks[name] = remark
+        if self._plan.device != CPU:
+            self._device_bytes[name] = near.device_bytes() - before
 
     def _turn(self, near: Near, name: str, size: Size, index: int) -> None:
-        if name == CEILING:
-            trips, stream = None, copy_stream(near.payloads(size), self._dicts(name, size))
+        limit = limit_of(name)
+        if limit:
+            trips, stream = (
+                None,
+                limit(near.payloads(size), self._dicts(name, size), self._plan.far_device),
+            )
         else:
             key = self._prefix + name
             if (name, size) not in self._trip_s:

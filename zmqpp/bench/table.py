@@ -32,6 +32,9 @@ def _of_size(size: Size, rows: list[Row], peers: Mapping[str, Peer], missing: Ma
     table.add_column("transport", no_wrap=True)
     for heading in ("round trip p50", "p99", "one way", "CPU"):
         table.add_column(heading, justify="right", no_wrap=True)
+    on_device = any(row.device_bytes is not None for row in rows)
+    if on_device:
+        table.add_column("GPU memory", justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: row.rtt_p50_us or float("inf")):
         peer = peers[row.transport]
         table.add_row(
@@ -40,6 +43,7 @@ def _of_size(size: Size, rows: list[Row], peers: Mapping[str, Peer], missing: Ma
             duration(row.rtt_p99_us),
             f"{row.gb_per_s:.2f} GB/s",
             f"{row.cpu_s_per_gb:.3f} s/GB",
+            *([memory(row.device_bytes)] if on_device else []),
             style="bold cyan" if peer.is_ours else None,
         )
     return table
@@ -58,6 +62,10 @@ def targets(verdicts: Sequence[Verdict]) -> Table:
         style = {"met": "green", "missed": "red"}.get(verdict.word)
         table.add_row(verdict.target.text, verdict.target.wanted, ratio, verdict.word, style=style)
     return table
+
+
+def memory(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:.0f} MB"
 
 
 def duration(microseconds: float | None) -> str:

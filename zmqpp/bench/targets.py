@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from zmqpp.bench.medians import Turn, median_ratio
 from zmqpp.bench.payload import Size
+from zmqpp.bench.peers import COPY_ACROSS, COPY_IN, COPY_OUT
 
 SMALL, MEDIUM, LARGE, HUGE = Size(1, 4096), Size(64, 4096), Size(2048, 4096), Size(8192, 8192)
 
 
 @dataclass(frozen=True)
 class Target:
-    """`of`'s measure divided by `to`'s must be at most, or at least, `limit`."""
+    """`of`'s measure divided by `to`'s must be at most, or at least, `limit`. Of several `to`: the slowest's."""
 
     of: str
-    to: str
+    to: str | tuple[str, ...]
     size: Size
     measure: str
     at_most: bool
@@ -26,11 +27,25 @@ class Target:
     @property
     def text(self) -> str:
         what = "round trip" if self.measure == "rtt_p50_us" else "one way"
-        return f"{self.of} / {self.to}, {self.size.label} {what}"
+        return f"{self.of} / {self._base}, {self.size.label} {what}"
 
     @property
     def wanted(self) -> str:
         return f"{'<=' if self.at_most else '>='} {self.limit:g}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "target": self.text,
+            "of": self.of,
+            "to": self.to,
+            "size": str(self.size),
+            "measure": self.measure,
+            "wanted": self.wanted,
+        }
+
+    @property
+    def _base(self) -> str:
+        return self.to if isinstance(self.to, str) else f"slowest of {', '.join(self.to)}"
 
 
 TARGETS = (
@@ -41,13 +56,33 @@ TARGETS = (
     Target("zmqpp-tcp", "socket", LARGE, "gb_per_s", False, 0.95),
     Target("zmqpp-tcp", "socket", SMALL, "rtt_p50_us", True, 1.25),
 )
+CUDA_TARGETS = (
+    Target("zmqpp-shm", (COPY_OUT, COPY_IN), LARGE, "gb_per_s", False, 0.9),
+    Target("zmqpp-cuda_ipc", COPY_ACROSS, LARGE, "gb_per_s", False, 0.9),
+    Target("zmqpp-cuda_ipc", "nccl", LARGE, "gb_per_s", False, 1.0),
+)
+"""For tensors of an H200."""
+
+
+class Judged(Protocol):
+    """What a verdict is about."""
+
+    @property
+    def at_most(self) -> bool: ...
+    @property
+    def limit(self) -> float: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def wanted(self) -> str: ...
+    def as_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Verdict:
-    target: Target
+    target: Judged
     ratio: float | None
-    """None = one of the two was not measured."""
+    """None = one of those it is made of was not measured."""
 
     @property
     def word(self) -> str:
@@ -58,21 +93,11 @@ class Verdict:
         return "met" if met else "missed"
 
     def as_json(self) -> dict[str, Any]:
-        target = self.target
-        return {
-            "target": target.text,
-            "of": target.of,
-            "to": target.to,
-            "size": str(target.size),
-            "measure": target.measure,
-            "wanted": target.wanted,
-            "ratio": self.ratio,
-            "verdict": self.word,
-        }
+        return {**self.target.as_json(), "ratio": self.ratio, "verdict": self.word}
 
 
-def judge(turns: Sequence[Turn]) -> list[Verdict]:
+def judge(turns: Sequence[Turn], targets: Sequence[Target] = TARGETS) -> list[Verdict]:
     return [
         Verdict(target, median_ratio(turns, target.size, target.of, target.to, target.measure))
-        for target in TARGETS
+        for target in targets
     ]

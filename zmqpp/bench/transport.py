@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from zmqpp.bench.device import CPU
 from zmqpp.bench.payload import Tensors
 
 WAIT_S = 20.0
@@ -30,6 +33,8 @@ class Place:
     """Private to the run, for sockets; removed at its end."""
     swap: Callable[[Any], Any]
     """Gives the other side's value for ours; both sides must call it the same number of times."""
+    device: torch.device = CPU
+    """Where what is received shall be."""
 
     @property
     def name(self) -> str:
@@ -38,6 +43,10 @@ class Place:
 
 class Transport(Protocol):
     """One side of it. Both processes call open, then for each turn prepare and its traffic, and close at the end.
+
+    On a CUDA device everything is in the order of the current stream, as with torch's own collectives: what `recv`
+    gives is there for what the stream does next, and what is sent may be overwritten by what it does after
+    `settle` or `send`. The measurement waits for the stream; a transport need not.
 
     A transport that waits must give up after `WAIT_S`, and use no CPU while it is not called.
     """

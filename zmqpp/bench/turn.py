@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from zmqpp.bench.channel import Channel
+from zmqpp.bench.device import CPU, settle
 from zmqpp.bench.payload import Payload, Size, check_same, fresh_nonce, touch
 from zmqpp.bench.transport import WAIT_S, Transport
 
@@ -15,7 +18,7 @@ CHECKS = 4
 
 _SMALL_BYTES = 4_000_000
 _WARM_SMALL, _WARM_LARGE = 8, 1
-_READY, _ARRIVED = "ready", "arrived"
+READY, ARRIVED = "ready", "arrived"
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ def near_trips(transport: Transport, payload: Payload, count: int) -> Trips:
     for index in range(-warm, count):
         is_checked = index % every == 0 or index == -warm
         tensors = payload.fill(fresh_nonce()) if is_checked else payload.tensors
+        settle(payload.device)
         started = time.perf_counter_ns()
         transport.send(tensors)
         got = transport.recv()
+        settle(payload.device)
         took_ns = time.perf_counter_ns() - started
         if index >= 0:
             times.append(took_ns / 1e3)
@@ -65,9 +70,9 @@ def near_trips(transport: Transport, payload: Payload, count: int) -> Trips:
     return Trips(times, checked_dicts, checked_bytes)
 
 
-def far_trips(transport: Transport, size: Size, count: int) -> None:
+def far_trips(transport: Transport, size: Size, count: int, device: torch.device = CPU) -> None:
     """Send back what comes, as often as `near_trips` sends."""
-    transport.prepare(size.empty())
+    transport.prepare(size.empty(device))
     for _ in range(warm_trips(size) + count):
         transport.send(transport.recv())
 
@@ -84,35 +89,44 @@ def near_stream(transport: Transport, pair: tuple[Payload, Payload], count: int,
     first, last = pair
     size = first.size
     nonces = fresh_nonce(), fresh_nonce()
-    channel.send(_READY, nonces)
+    channel.send(READY, nonces)
     transport.prepare(first.tensors)
     repeated, ending = first.fill(nonces[0]), last.fill(nonces[1])
     transport.send(repeated)
-    channel.expect(_READY, WAIT_S)
+    channel.expect(READY, WAIT_S)
+    settle(first.device)
     cpu_before, started = time.process_time(), time.perf_counter()
     for _ in range(count - 1):
         transport.isend(repeated)
     transport.isend(ending)
     transport.settle()
-    far_cpu_s = channel.expect(_ARRIVED, WAIT_S)
+    far_cpu_s = channel.expect(ARRIVED, WAIT_S)
     wall_s = time.perf_counter() - started
     cpu_s = time.process_time() - cpu_before + far_cpu_s
     return Stream(count, count * size.dict_bytes, wall_s, cpu_s, 2, 2 * size.dict_bytes)
 
 
-def far_stream(transport: Transport, wanted: Payload, count: int, channel: Channel) -> None:
-    """Read from every page of each dict; say when the last was read; compare the first and the last."""
-    first, last = channel.expect(_READY, WAIT_S)
+def far_stream(
+    transport: Transport, wanted: Payload, count: int, channel: Channel, reads: bool = True
+) -> None:
+    """Read from every page of each dict; say when the last was read; compare the first and the last.
+
+    Args:
+        reads: False = only take them: what a kernel of ours would do here is work for a GPU that is measured.
+    """
+    first, last = channel.expect(READY, WAIT_S)
     transport.prepare(wanted.tensors)
     wanted.fill(first)
     check_same(transport.recv(), wanted.tensors, f"first dict of a stream of {wanted.size.label}")
     wanted.fill(last)
-    channel.send(_READY)
+    channel.send(READY)
     cpu_before = time.process_time()
     for _ in range(count):
         got = transport.recv()
-        touch(got)
-    channel.send(_ARRIVED, time.process_time() - cpu_before)
+        if reads:
+            touch(got)
+    settle(wanted.device)
+    channel.send(ARRIVED, time.process_time() - cpu_before)
     check_same(got, wanted.tensors, f"last dict of a stream of {wanted.size.label}")
 
 

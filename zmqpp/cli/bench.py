@@ -16,7 +16,7 @@ from zmqpp.extras import require
 if TYPE_CHECKING:
     from zmqpp.pipeline.load import Load, Measured
 
-__all__ = ["add_to", "run_link", "run_serve"]
+__all__ = ["add_to", "run_between", "run_serve"]
 
 _URL = "http://127.0.0.1:8080"
 _TAKEN = {
@@ -31,12 +31,17 @@ _TAKEN = {
     "--result-dir": "use --json",
     "--result-filename": "use --json",
 }
+_BETWEEN = {"link": "the link beside its peers", "overlap": "transfers beside computing"}
 _EXAMPLE = """\
 examples:
   zmqpp bench serve http://127.0.0.1:8080 --num-prompts 200 --concurrency 16 --input-len 256 --output-len 64
       random prompts through `vllm bench serve`; with what the pipeline says of itself meanwhile
   zmqpp bench link --quick
       zmqpp's lanes beside other ways to move tensors between two processes, in less than a minute
+  zmqpp bench link --device cuda
+      the same for tensors of a GPU, beside NCCL and what its copy engines can do
+  zmqpp bench overlap --device cuda
+      what computing and transfers cost one another, and how long the caller is kept
 """
 _SERVE_EXAMPLE = """\
 example:
@@ -57,8 +62,9 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=lambda _: parser.print_help() or 0)
     benches = parser.add_subparsers(metavar="WHAT")
     _add_serve(benches)
-    link = benches.add_parser("link", help="the link beside its peers", add_help=False)
-    link.set_defaults(run=run_link, takes_vllm_flags=True)
+    for name, text in _BETWEEN.items():
+        between = benches.add_parser(name, help=text, add_help=False)
+        between.set_defaults(run=run_between, bench=name, takes_vllm_flags=True)
 
 
 def _add_serve(benches: argparse._SubParsersAction[Any]) -> None:
@@ -87,9 +93,9 @@ def _add_serve(benches: argparse._SubParsersAction[Any]) -> None:
     serve.set_defaults(run=run_serve, takes_vllm_flags=True)
 
 
-def run_link(arguments: argparse.Namespace) -> NoReturn:
-    """Become the link's benchmark, which has options of its own."""
-    command = [sys.executable, "-m", "zmqpp.bench", "link", *arguments.passed]
+def run_between(arguments: argparse.Namespace) -> NoReturn:
+    """Become one of the benchmarks between two processes, which have options of their own."""
+    command = [sys.executable, "-m", "zmqpp.bench", arguments.bench, *arguments.passed]
     sys.stdout.flush()
     os.execv(command[0], command)
 

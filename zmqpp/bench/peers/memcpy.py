@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from zmqpp.bench.payload import Payload, Tensors, check_same
 from zmqpp.bench.turn import Stream
 
 
-def copy_stream(pair: tuple[Payload, Payload], count: int) -> Stream:
+def copy_stream(pair: tuple[Payload, Payload], count: int, far_device: torch.device) -> Stream:
     """`count` copies of the dict by torch's copy_."""
     source, target = pair[0].tensors, pair[1].tensors
     _copy(source, target)

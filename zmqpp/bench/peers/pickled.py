@@ -30,9 +30,10 @@ class Pickled(PyzmqFrames):
         self._push.send_multipart(parts)
 
     def recv(self) -> Tensors:
+        assert self._place is not None
         metadata, *files = self._pull.recv_multipart()
         described = pickle.loads(metadata)  # noqa: S301  our own process sent it
         return {
-            name: torch.load(io.BytesIO(file)).to(device)
-            for (name, _, _, device), file in zip(described, files, strict=True)
+            name: torch.load(io.BytesIO(file)).to(self._place.device)
+            for (name, *_), file in zip(described, files, strict=True)
         }

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 from zmqpp import Link, TransportConfig, ZeroMQCommunicator
+from zmqpp.bench.device import CPU
 from zmqpp.bench.payload import Tensors
 from zmqpp.bench.transport import IN_FLIGHT, WAIT_S, Place, Unavailable
 from zmqpp.errors import UnsupportedError
@@ -30,7 +31,12 @@ class CommunicatorLane:
         connect = place.swap(bind)
         try:
             self._ring = ZeroMQCommunicator(
-                int(place.far), 2, bind=bind, connect=connect, lane=self._lane, timeout_ms=WAIT_S * 1000
+                *(int(place.far), 2),
+                bind=bind,
+                connect=connect,
+                lane=self._lane,
+                device=None if place.device == CPU else place.device,
+                timeout_ms=WAIT_S * 1000,
             )
         except UnsupportedError as error:
             raise Unavailable(str(error)) from None
