@@ -71,6 +71,6 @@ def named_stats(engine: _engine.Link, sending: str | None, receiving: str | None
     for name in ("send_p50", "send_p99", "receive_p50", "receive_p99"):
         counters[f"{name}_us"] = counters.pop(f"{name}_ns") / 1000
     for name, socket in (("send_lane", sending), ("receive_lane", receiving)):
-        counters[name] = (None, socket, "shm")[counters[name]]
+        counters[name] = (None, socket, "shm", "cuda_ipc")[counters[name]]
     lane = counters["send_lane" if sending else "receive_lane"]
     return {**counters, "lane": lane or sending or receiving, "lane_reason": engine.lane_reason()}

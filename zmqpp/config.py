@@ -29,8 +29,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "shm_hold_bytes": (0, 1 << 40),
     "spin_us": (0, 100_000),
     "pinned_bytes": (1 * _MIB, 1 << 40),
+    "device_ring_bytes": (1 * _MIB, 1 << 40),
 }
-LANES = ("auto", "tcp", "shm")
+LANES = ("auto", "tcp", "shm", "cuda_ipc")
 """Ways payload can move in this release."""
 
 
@@ -68,8 +69,9 @@ class TransportConfig:
     linger_s: float = 5.0
     """How long `close()` goes on sending what is queued, if the peer is there."""
     lane: str = "auto"
-    """How payload moves: "shm", through a shared memory segment, fails where the peer cannot open it; "tcp", through
-    the socket; "auto", shm where the peer can open the segment, else the socket."""
+    """How payload moves: "shm", through a shared memory segment, fails where the peer cannot open it; "cuda_ipc", as
+    shm, and CUDA tensors from device to device, fails where the peer cannot open this one's device memory; "tcp",
+    through the socket; "auto", the fastest of them that the peer can do."""
     shm_bytes: int = 640 * _MIB
     """Largest size of the shared segment's payload area; memory is committed as it is needed."""
     shm_hold_bytes: int = 0
@@ -79,8 +81,11 @@ class TransportConfig:
     pinned_bytes: int = 256 * _MIB
     """Of links with CUDA devices: what of the segment, or of the memory that dicts from a socket lie in, is pinned when
     the link opens, for devices to read and write by themselves. Larger dicts go in pieces."""
+    device_ring_bytes: int = 128 * _MIB
+    """Of device memory that a sender of CUDA tensors keeps for a receiver that copies from it. What does not fit goes
+    through the segment."""
     checksum: bool = False
-    """Send a crc32c of every message's body along, and check those that come."""
+    """Send a crc32c of every message's body along, and check those that come. CUDA tensors go through the host then."""
     curve_dir: str = ""
     """Folder of the pipeline's keys, made by `zmqpp keygen`: links are encrypted, and let in only who has them too."""
     require_auth: bool = False
@@ -100,6 +105,10 @@ class TransportConfig:
         for name in ("checksum", "require_auth"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.checksum and self.lane == "cuda_ipc":
+            raise ConfigError(
+                "checksum=True needs payload that the host can read, lane='cuda_ipc' keeps it on devices"
+            )
         if not isinstance(self.curve_dir, str):
             raise ConfigError(f"curve_dir must be the path of a folder, not {self.curve_dir!r}")
         if self.chunk_bytes % 64:

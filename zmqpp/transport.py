@@ -330,7 +330,8 @@ class Link:
         """What was counted since opening, and how things stand now; always on.
 
         Lanes:
-            lane: how payload moves, "tcp", "ipc" (a Unix socket) or "shm"; of the sending half if there is one.
+            lane: how payload moves, "tcp", "ipc" (a Unix socket), "shm", or "cuda_ipc" (as shm, CUDA tensors from
+                device to device); of the sending half if there is one.
             send_lane, receive_lane: of each half; None where there is none, or before its peer has agreed.
             lane_reason: why it is not "shm"; "" if it is, or was not asked for.
             send_peer_connected, receive_peer_connected: whether the peers are there.

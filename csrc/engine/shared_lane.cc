@@ -137,7 +137,7 @@ bool SharedLane::write_whole() {
 
 void SharedLane::begin_remote(const SegmentWriter::Place& place) {
   Current& now = *current_;
-  now.started = true;
+  went_remote_ = now.started = true;
   now.left = 0;
   now.item.flight->start(copies_);
   writer_->fill_remote(place, now.body, now.mark, copies_);
@@ -215,7 +215,8 @@ bool SharedLane::holds_device_memory() const {
 
 Lane SharedLane::lane() const {
   const std::lock_guard lock(mutex_);
-  return writer_ && writer_->device_state() == wire::DeviceState::kAccepted ? Lane::kDevice : Lane::kShared;
+  const bool agreed = writer_ && writer_->device_state() == wire::DeviceState::kAccepted;
+  return agreed || went_remote_ ? Lane::kDevice : Lane::kShared;
 }
 
 bool SharedLane::idle() const {

@@ -97,6 +97,7 @@ class SharedLane {
   std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
   Deadline patience_ = Deadline::never();
   bool nudge_ = false;
+  bool went_remote_ = false;  // what lane() says when all is over
 };
 
 }  // namespace zmqpp::engine

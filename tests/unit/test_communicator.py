@@ -154,10 +154,9 @@ def test_deadlines_of_single_operations_are_checked(wrong: float) -> None:
         comm.send_tensor_dict({}, timeout_ms=wrong)
 
 
-@pytest.mark.parametrize("lane", ["cuda_ipc", "udp"])
-def test_lanes_of_later_releases_are_refused_naming_those_there_are(lane: str) -> None:
-    with pytest.raises(UnsupportedError, match="auto, tcp, shm"):
-        ZeroMQCommunicator(bind=ANY_PORT, lane=lane)
+def test_unknown_lanes_are_refused_naming_those_there_are() -> None:
+    with pytest.raises(UnsupportedError, match="auto, tcp, shm, cuda_ipc"):
+        ZeroMQCommunicator(bind=ANY_PORT, lane="udp")
 
 
 def test_lane_is_what_was_asked_for_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_environment_chooses_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
             "maybe",
             "ZMQPP_CHECKSUM='maybe' must be one of 1, 0, true, false, yes, no, on, off",
         ),
-        ("ZMQPP_LANE", "udp", "lane='udp' must be one of auto, tcp, shm"),
+        ("ZMQPP_LANE", "udp", "lane='udp' must be one of auto, tcp, shm, cuda_ipc"),
         ("ZMQPP_SPIN_US", "a while", "ZMQPP_SPIN_US='a while' is not a number"),
         ("ZMQPP_SHM_BYTES", "1024", "shm_bytes=1024 must lie within"),
     ],

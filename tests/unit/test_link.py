@@ -169,6 +169,7 @@ class Engine:
         (True, 0, 0, ("tcp", None, None)),
         (True, 1, 2, ("tcp", "tcp", "shm")),
         (True, 2, 1, ("shm", "shm", "ipc")),
+        (True, 3, 2, ("cuda_ipc", "cuda_ipc", "shm")),
         (False, 0, 2, ("shm", None, "shm")),
         (False, 0, 1, ("ipc", None, "ipc")),
         (False, 0, 0, ("ipc", None, None)),
@@ -187,7 +188,10 @@ def test_stats_name_the_lane_of_each_half(
 
 def test_every_number_of_stats_is_documented_and_there() -> None:
     documented = set(
-        re.findall(r"\b[a-z]+_[a-z0-9_]+\b|\blane\b|\brelayed\b|\bstale\b|\bcancelled\b", Link.stats.__doc__)
+        re.findall(
+            r"\b(?!cuda_ipc)[a-z]+_[a-z0-9_]+\b|\blane\b|\brelayed\b|\bstale\b|\bcancelled\b",
+            Link.stats.__doc__,
+        )
     )
     documented |= set(re.findall(r"\b(allocations|doorbells|refused)\b", Link.stats.__doc__))
     with pair() as (sender, receiver):
@@ -237,7 +241,7 @@ def test_reason_for_the_socket_is_not_logged_where_it_was_asked_for(caplog: pyte
 def test_lane_of_a_link_goes_before_the_configurations() -> None:
     with Link(bind=ANY_PORT, connect=None, config=FAST, lane="tcp") as link:
         assert (link.config.lane, FAST.lane) == ("tcp", "auto")
-    with pytest.raises(ConfigError, match="lane='udp' must be one of auto, tcp, shm"):
+    with pytest.raises(ConfigError, match="lane='udp' must be one of auto, tcp, shm, cuda_ipc"):
         Link(bind=ANY_PORT, connect=None, config=FAST, lane="udp")
 
 

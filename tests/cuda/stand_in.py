@@ -1,0 +1,87 @@
+"""Tensors of the CPU that pass for CUDA's, over the fake driver: whatever copies them does it late, on streams.
+
+For a process of its own: torch is changed for good. ZMQPP_CUDA_LIBRARY names the fake driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from typing import Any
+
+import torch
+
+_driver = ctypes.CDLL(os.environ["ZMQPP_CUDA_LIBRARY"])
+_on_device: dict[
+    int, torch.UntypedStorage
+] = {}  # kept: an address stands for one tensor as long as a test runs
+_context = ctypes.c_void_p()
+
+
+def _check(result: int) -> None:
+    if result:
+        raise RuntimeError(f"the fake driver says {result}")
+
+
+class Stream:
+    """A stream of the fake driver, as torch's."""
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        handle = ctypes.c_void_p()
+        _check(_driver.cuCtxPushCurrent_v2(_context))
+        _check(_driver.cuStreamCreateWithPriority(ctypes.byref(handle), 1, priority))
+        _check(_driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())))
+        self.cuda_stream = int(handle.value or 0)
+
+    def copy(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """Later, in order. Both must stay until `finish`."""
+        arguments = [ctypes.c_uint64(to.data_ptr()), ctypes.c_uint64(source.data_ptr())]
+        size = ctypes.c_size_t(source.nbytes)
+        _check(_driver.cuMemcpyAsync(*arguments, size, ctypes.c_void_p(self.cuda_stream)))
+
+    def finish(self) -> None:
+        """Return when all that was given has been done."""
+        while _driver.cuStreamQuery(ctypes.c_void_p(self.cuda_stream)):
+            pass
+
+
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """It passes for one of cuda:0 from now on."""
+    storage = tensor.untyped_storage()
+    _on_device[storage.data_ptr()] = storage
+    return tensor
+
+
+def is_on_device(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() in _on_device
+
+
+def install() -> Stream:
+    """Change torch, and zmqpp where it asks torch's C++; returns the current stream."""
+    _check(_driver.cuInit(0))
+    _check(_driver.cuDevicePrimaryCtxRetain(ctypes.byref(_context), 0))
+    current = Stream()
+    empty = torch.empty
+
+    def empty_anywhere(*sizes: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        if device is None or torch.device(device).type == "cpu":
+            return empty(*sizes, **options)
+        return on_device(empty(*sizes, **options).fill_(0))
+
+    torch.empty = empty_anywhere
+    torch.cuda.Stream = Stream  # type: ignore[misc, assignment]
+    torch.cuda.stream = lambda stream: contextlib.nullcontext()  # type: ignore[assignment]
+    torch.cuda.current_stream = lambda device=None: current  # type: ignore[assignment, return-value]
+    torch.cuda.is_current_stream_capturing = lambda: False
+    torch.cuda.device_count = lambda: 2
+    torch.cuda.current_device = lambda: 0
+    torch.Tensor.is_cuda = property(is_on_device)  # type: ignore[assignment]
+    torch.Tensor.is_cpu = property(lambda tensor: not is_on_device(tensor))  # type: ignore[assignment]
+    torch.Tensor.get_device = lambda tensor: 0 if is_on_device(tensor) else -1  # type: ignore[method-assign]
+    torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+    from zmqpp import _arrival, _tensors
+
+    _arrival._raw_stream = lambda device: current.cuda_stream
+    _tensors._describe = _tensors._describe_plain  # DLPack would tell the truth
+    return current
