@@ -1,4 +1,4 @@
-"""Dicts of stand-ins for CUDA tensors through a link, every byte checked: `LANE [ADDRESS]`; with an address: receive there."""
+"""Stand-ins for CUDA tensors through a link, every byte checked: `LANE [ADDRESS]`; with an address: receive there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of CUDA tensors through Link without a GPU: CPU tensors stand in for them, over a fake driver with late streams."""
+"""CUDA tensors through Link without a GPU: CPU tensors stand in for them, over a fake driver with late streams."""
 
 from __future__ import annotations
 
