@@ -229,6 +229,14 @@ void SegmentWriter::publish(const Place& place, const DictMark& mark) {
   ring_bell();
 }
 
+bool SegmentWriter::write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size) {
+  std::optional<Place> room = place(kind, size);
+  if (!room) return false;
+  fill(*room, body, mark);
+  publish(*room, mark);
+  return true;
+}
+
 bool SegmentWriter::write_cancel(const DictMark& mark) {
   const auto cancel = place(wire::EntryKind::kCancel, 0);
   if (cancel) publish(*cancel, mark);

@@ -75,7 +75,9 @@ class SegmentWriter {
   void fill(Place& place, PayloadReader& body, const DictMark& mark, device::Copies* copies = nullptr);
   void sum_up(Place& place) const;  // what devices filled, once it has landed
   void publish(const Place& place, const DictMark& mark);
-  bool write_cancel(const DictMark& mark);  // false: no room
+  // All three at once, for what is on the host. False: no room, nothing changed.
+  bool write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size);
+  bool write_cancel(const DictMark& mark);
   void abandon() noexcept;
   void keep_device_memory() noexcept;  // for the life of the process, if the receiver has not read all of it
 

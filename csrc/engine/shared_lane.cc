@@ -34,12 +34,8 @@ bool SharedLane::try_send(const std::vector<Span>& body, const DictMark& mark) {
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock || !writer_ || current_ || cancel_ || !queue_.empty() || !begun_.empty()) return false;
   const std::uint64_t size = body_size(mark);
-  if (!writer_->fits_whole(size)) return false;
-  std::optional<SegmentWriter::Place> place = writer_->place(wire::EntryKind::kWhole, size);
-  if (!place) return false;
   PayloadReader reader(body, 1);
-  writer_->fill(*place, reader, mark);
-  writer_->publish(*place, mark);
+  if (!writer_->fits_whole(size) || !writer_->write(wire::EntryKind::kWhole, mark, reader, size)) return false;
   add(stats_.dicts_sent);
   nudge_ |= writer_->take_nudge_request();
   return true;
