@@ -29,7 +29,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "shm_hold_bytes": (0, 1 << 40),
     "spin_us": (0, 100_000),
     "pinned_bytes": (1 * _MIB, 1 << 40),
-    "device_ring_bytes": (1 * _MIB, 1 << 40),
+    "device_ring_bytes": (2 * _MIB, 1 << 40),  # smaller ones would lie in memory that CUDA shares out
 }
 LANES = ("auto", "tcp", "shm", "cuda_ipc")
 """Ways payload can move in this release."""
