@@ -23,6 +23,7 @@ TRANSPORT = (
     "_shown",
     "_numpy_types",
     "_manifest",
+    "_packing",
     "_manifest_writer",
     "_manifest_reader",
     "_tensors",
@@ -44,8 +45,9 @@ ALLOWED = {
     "_shown": set(),
     "_numpy_types": {"errors", "_shown"},
     "_manifest": {"_engine"},
-    "_manifest_writer": {"errors", "_manifest", "_numpy_types"},
-    "_manifest_reader": {"errors", "_manifest", "_numpy_types", "_shown"},
+    "_packing": {"errors", "_engine", "_manifest"},
+    "_manifest_writer": {"errors", "_manifest", "_numpy_types", "_packing"},
+    "_manifest_reader": {"errors", "_manifest", "_numpy_types", "_packing", "_shown"},
     "_tensors": {"_engine", "_manifest", "_manifest_writer", "_manifest_reader"},
     "_slices": {"errors"},
     "_opening": {"errors", "_engine", "config", "endpoint", "keys", "_port_owner"},
@@ -60,8 +62,10 @@ LAYERS = {
     "wire": {"base", "wire"},
     "net": {"base", "net"},
     "memory": {"base", "memory"},
+    "device": {"base", "device"},
+    "pack": {"base", "device", "pack"},
     "engine": {"base", "wire", "net", "memory", "engine"},
-    "bind": {"base", "wire", "net", "memory", "engine", "bind"},
+    "bind": {"base", "wire", "net", "memory", "device", "pack", "engine", "bind"},
 }
 
 
