@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
+from zmqpp import _packing
 from zmqpp._manifest import (
     ALIGN,
     ARRAY,
@@ -20,6 +21,9 @@ from zmqpp._manifest import (
     LARGE_STR,
     LIST,
     MAX_DEPTH,
+    PACKED,
+    PACKED_FORMATS,
+    PACKED_NUMBERS,
     TENSOR,
     WILD_STR,
     WIRE_DTYPES,
@@ -108,6 +112,8 @@ class _Reader:
             return self._large(*rest)
         if tag == LARGE_STR:
             return self._large(*rest).decode("utf-8", "surrogatepass")
+        if tag == PACKED:
+            return self._packed(rest)
         raise MalformedError(f"manifest: unknown kind of value {tag}", op="decode")
 
     def _dict(self, rest: list[Any], depth: int) -> dict[Any, Any]:
@@ -159,6 +165,24 @@ class _Reader:
             count = size // dtype.itemsize
             tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
         return tensor.to(self._device) if on_device and self._device is not None else tensor
+
+    def _packed(self, rest: list[Any]) -> torch.Tensor:
+        codes, scales, form, name, on_device, shape = rest
+        known = type(form) is str and form in PACKED_FORMATS and type(name) is str and name in PACKED_NUMBERS
+        if not known or type(on_device) is not bool:
+            raise MalformedError(
+                f"manifest: no tensor of {shown(name)} can be packed as {shown(form)}", op="decode"
+            )
+        dims = _list_of_sizes(shape, "dimension")
+        if not dims or 0 in dims:
+            raise MalformedError(f"manifest: a packed tensor of the shape {shown(dims)}", op="decode")
+        ones = self._bytes_of(self._place_of(codes, dims, 1))
+        others = self._bytes_of(self._place_of(scales, [_packing.scales_of(dims)], 4))
+        return _packing.unpack(ones, others, name, form, dims, self._device if on_device else None)
+
+    def _bytes_of(self, place: tuple[int, int]) -> torch.Tensor:
+        offset, size = place
+        return torch.frombuffer(self._block, dtype=torch.uint8, count=size, offset=offset)
 
     def _array(self, index: Any, described: Any, shape: Any) -> np.ndarray[Any, Any]:
         dtype = parse_dtype(described)

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from zmqpp import _engine, _manifest_reader, _manifest_writer
-from zmqpp._manifest import ALIGN, WIRE_DTYPES
+from zmqpp._manifest import ALIGN, TENSOR, WIRE_DTYPES
 from zmqpp._manifest_writer import Encoded
 
 __all__ = ["WIRE_DTYPES", "Encoded", "decode", "encode"]
@@ -26,14 +26,18 @@ _MAX_REMEMBERED_BYTES = 16 << 10
 """Of one manifest."""
 
 
-def encode(values: dict[str, Any]) -> Encoded:
+def encode(values: dict[str, Any], compression: str = "none") -> Encoded:
     """Describe `values`; tensors and arrays that lie contiguous in CPU memory are referred to, not copied.
 
+    Args:
+        compression: of large tensors of floats, which then are copied; one of `config.COMPRESSIONS`.
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
         ConfigError (a ValueError): nested deeper than 64, or within itself; or everything that is not in buffers
             makes more than 16 MiB (the text names the largest key): long lists belong into a tensor or array.
     """
+    if compression != "none":
+        return _manifest_writer.encode(values, compression)
     plain = _describe(values)
     if plain is None:
         return _manifest_writer.encode(values)
@@ -157,8 +161,8 @@ def _layout_of(manifest: bytes, block: _engine.Block, values: dict[str, torch.Te
     ends = accumulate((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes)
     offsets = [0, *ends]
     buffers = []
-    for _, index, name, on_device, dims in root[2::2]:
-        if on_device or name not in _DLPACK_TYPES or not sizes[index]:
+    for tag, index, *_, name, on_device, dims in root[2::2]:
+        if tag != TENSOR or on_device or name not in _DLPACK_TYPES or not sizes[index]:
             return _UNFIT
         buffers.append((offsets[index], *_DLPACK_TYPES[name], dims))
     layout = _Layout(tuple(values), len(block), _engine.Layout(buffers))

@@ -180,7 +180,7 @@ class Link:
         even half-way, its ticket gets SendTimeout or ConnectTimeout, and the link stays usable.
 
         Args:
-            tensors: see `_tensors.encode` for what may be in it.
+            tensors: see `_tensors.encode` for what may be in it. With compression, what is packed is copied already.
             tag: the receiver may insist on it.
             timeout_s: seconds until all of it must be copied; None = the configured default.
         Raises:
@@ -189,7 +189,7 @@ class Link:
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors)
+        encoded = _tensors().encode(tensors, self.config.compression)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
         self._hold(ticket, encoded.owners)
         return SendTicket(ticket, seconds, self._wakeups, self._reap)
@@ -197,7 +197,7 @@ class Link:
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
         """Send a dict; return when its tensors may be overwritten. Raises as `isend_dict`; SendTimeout."""
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors)
+        encoded = _tensors().encode(tensors, self.config.compression)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
         self._hold(ticket, encoded.owners)
         if ticket is not None:
