@@ -3,6 +3,7 @@
 python -m zmqpp.bench link        zmqpp's lanes beside everything else that moves tensors between processes
 python -m zmqpp.bench checksum    what checksums cost
 python -m zmqpp.bench curve       what encryption costs
+python -m zmqpp.bench compression what fp8 and int8 cost, and gain over a slow link; --tokens: what they change
 
 `zmqpp bench link` is the first of them.
 """
@@ -14,7 +15,7 @@ import sys
 
 import torch
 
-from zmqpp.bench import checksum, curve, link, plot
+from zmqpp.bench import checksum, compression, curve, link, plot
 from zmqpp.bench.channel import PeerFailed
 from zmqpp.bench.payload import Mismatch
 
@@ -22,7 +23,7 @@ from zmqpp.bench.payload import Mismatch
 def main() -> int:
     parser = argparse.ArgumentParser(prog="zmqpp bench", description="Measure zmqpp.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (link, checksum, curve, plot):
+    for module in (link, checksum, curve, compression, plot):
         one = commands.add_parser(module.NAME, help=module.__doc__, description=module.__doc__)
         module.add_arguments(one)
         one.set_defaults(run=module.run)
