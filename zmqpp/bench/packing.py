@@ -77,7 +77,7 @@ def hidden_states(text: str) -> dict[str, torch.Tensor]:
         return {}
     from zmqpp.models import docs_llama
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(docs_llama())
     model = AutoModelForCausalLM.from_pretrained(docs_llama(), dtype=torch.bfloat16)
     outputs: list[torch.Tensor] = []
