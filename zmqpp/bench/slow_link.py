@@ -27,7 +27,6 @@ from zmqpp.transport import Link
 
 FORMS = ("none", "fp8", "int8")
 _PORT = 15550
-_STREAM_S, _TRIPS_S = 2.0, 1.5
 _LIMIT_S = 600.0
 
 
@@ -49,12 +48,16 @@ class Crossing:
         return asdict(self)
 
 
-def measure(rates: Sequence[int], sizes: Sequence[Size], rounds: int) -> list[Crossing]:
-    """Raises Unavailable: no networks can be made here. Mismatch, PeerFailed."""
+def measure(rates: Sequence[int], sizes: Sequence[Size], rounds: int, turn_s: float = 2.0) -> list[Crossing]:
+    """Each size in each form in turns, for about twice `turn_s`.
+
+    Raises:
+        Unavailable: no networks can be made here. Mismatch: wrong bytes. PeerFailed: one of the two ended.
+    """
     made: list[Crossing] = []
     for mbit in rates:
         with throttled(mbit) as cable:
-            words = [str(mbit), str(rounds), *map(str, sizes)]
+            words = [str(mbit), str(rounds), str(turn_s), *map(str, sizes)]
             processes = [
                 cable.start(
                     index,
@@ -88,7 +91,9 @@ def _link(role: str, near: str, far: str, index: int, form: str) -> Link:
     return Link(bind=f"{own}:{port}", connect=f"{other}:{port}", config=config, name=role)
 
 
-def _near(near: str, far: str, mbit: int, rounds: int, sizes: list[Size]) -> list[dict[str, Any]]:
+def _near(
+    near: str, far: str, mbit: int, rounds: int, turn_s: float, sizes: list[Size]
+) -> list[dict[str, Any]]:
     links = {form: _link("near", near, far, index, form) for index, form in enumerate(FORMS)}
     found: dict[tuple[Size, str], list[tuple[float, float, int]]] = {}
     for link in links.values():
@@ -96,7 +101,7 @@ def _near(near: str, far: str, mbit: int, rounds: int, sizes: list[Size]) -> lis
     for _ in range(rounds):
         for size in sizes:
             for form, link in links.items():
-                found.setdefault((size, form), []).append(_turn(link, size, form))
+                found.setdefault((size, form), []).append(_turn(link, size, form, turn_s))
     for link in links.values():
         link.send_dict({"end": True})
         link.close(5)
@@ -111,17 +116,17 @@ def _near(near: str, far: str, mbit: int, rounds: int, sizes: list[Size]) -> lis
     ]
 
 
-def _turn(link: Link, size: Size, form: str) -> tuple[float, float, int]:
+def _turn(link: Link, size: Size, form: str, turn_s: float) -> tuple[float, float, int]:
     """(median ms of a dict and its answer, MB/s of a stream, dicts)."""
     tensors: Tensors = {name: torch.randn(size.rows, size.columns).bfloat16() for name in NAMES}
     _trip(link, tensors, form)
     times: list[float] = []
-    until = time.monotonic() + _TRIPS_S
+    until = time.monotonic() + turn_s
     while time.monotonic() < until or len(times) < 3:
         started = time.perf_counter()
         _ask(link, tensors)
         times.append(time.perf_counter() - started)
-    count = max(3, min(2000, int(_STREAM_S / statistics.median(times))))
+    count = max(3, min(2000, int(turn_s / statistics.median(times))))
     started = time.perf_counter()
     for _ in range(count - 1):
         link.send_dict(tensors)
@@ -162,14 +167,18 @@ def _answer(link: Link) -> None:
 
 
 def main(words: list[str]) -> int:
-    role, near, far, mbit, rounds, *sizes = words
+    role, near, far, mbit, rounds, turn_s, *sizes = words
     torch.set_num_threads(1)
     logging.getLogger("zmqpp").setLevel(logging.ERROR)  # nobody else reaches these networks: no keys
     if role == "far":
         _far(near, far)
         return 0
     try:
-        print(json.dumps(_near(near, far, int(mbit), int(rounds), [Size.parse(size) for size in sizes])))
+        print(
+            json.dumps(
+                _near(near, far, int(mbit), int(rounds), float(turn_s), [Size.parse(size) for size in sizes])
+            )
+        )
     except Mismatch as error:
         print(error)
         return 3
