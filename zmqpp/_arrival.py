@@ -8,6 +8,7 @@ is an ordinary tensor afterwards.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Arrival:
         self._stream = _arrivals(device)
         self._tensors: list[torch.Tensor] = []
         self._targets: list[tuple[int, int, int]] = []
+        self._work: list[Callable[[], None]] = []
 
     def tensor(self, dims: list[int], dtype: torch.dtype, offset: int, size: int) -> torch.Tensor:
         """One of `size` bytes at `offset` of the block; its values come with `start`."""
@@ -64,6 +66,10 @@ class Arrival:
         self._tensors.append(tensor)
         self._targets.append((tensor.data_ptr(), offset, size))
         return tensor
+
+    def then(self, work: Callable[[], None]) -> None:
+        """What the current stream is to do with them once they are there."""
+        self._work.append(work)
 
     def start(self) -> None:
         """Ask for the copies; the device's current stream waits for them.
@@ -79,6 +85,8 @@ class Arrival:
         )
         for tensor in self._tensors:
             tensor.record_stream(current)
+        for work in self._work:
+            work()
 
 
 @functools.cache

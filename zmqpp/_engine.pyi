@@ -14,12 +14,43 @@ MAX_INLINE_BYTES: int
 MAX_CHUNK_BYTES: int
 MAX_CONTROL_BYTES: int
 MAX_DICT_BYTES: int
+PACK_RUN: int
 
 def load_zmq(module_path: str) -> None: ...
 def describe_cuda() -> dict[str, Any]: ...
 def start_arrival(
     block: Block, targets: list[tuple[int, int, int]], device: int, arrivals: int, current: int
 ) -> None: ...
+def pack(
+    number: str, format: str, rows: int, columns: int, numbers: int, codes: int, scales: int
+) -> None: ...
+def unpack(
+    number: str, format: str, rows: int, columns: int, numbers: int, codes: int, scales: int
+) -> None: ...
+def pack_on_device(
+    number: str,
+    format: str,
+    rows: int,
+    columns: int,
+    numbers: int,
+    codes: int,
+    scales: int,
+    ordinal: int,
+    stream: int,
+) -> None: ...
+def unpack_on_device(
+    number: str,
+    format: str,
+    rows: int,
+    columns: int,
+    numbers: int,
+    codes: int,
+    scales: int,
+    ordinal: int,
+    stream: int,
+) -> None: ...
+def pack_vectors() -> str: ...
+def why_no_kernels() -> str: ...
 def error_table() -> dict[str, str]: ...
 def raise_code(index: int) -> None: ...
 def check_manifest(bytes: bytes) -> None: ...

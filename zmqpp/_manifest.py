@@ -14,7 +14,7 @@ MAX_BYTES = _engine.MAX_MANIFEST_BYTES
 MAX_DEPTH = 64
 """Levels of lists and dicts inside one another."""
 
-LIST, DICT, TENSOR, ARRAY, BIG_INT, WILD_STR, LARGE_BYTES, LARGE_STR = range(8)
+LIST, DICT, TENSOR, ARRAY, BIG_INT, WILD_STR, LARGE_BYTES, LARGE_STR, PACKED = range(9)
 """First element of an array in the manifest: what kind of value the rest describes."""
 
 _DTYPE_NAMES = (
@@ -30,6 +30,12 @@ WIRE_DTYPES: dict[str, torch.dtype] = {
 (qint8, qint32, quint8, quint4x2, quint2x4), and those that pack or take less than a byte per element (int1 to int7,
 uint1 to uint7, bits1x8, bits2x4, bits4x2, float4_e2m1fn_x2)."""
 WIRE_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
+PACKED_RUN = _engine.PACK_RUN
+"""Values of a packed tensor that share a scale."""
+PACKED_FORMATS = ("fp8", "int8")
+PACKED_NUMBERS = {name: WIRE_DTYPES[name] for name in ("float32", "float16", "bfloat16")}
+"""What can be packed, by its wire name."""
 
 
 def fills(dims: Sequence[int], item_bytes: int, size_bytes: int) -> bool:

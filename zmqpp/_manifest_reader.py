@@ -5,12 +5,14 @@ Prose: docs/wire_format.md, section "Manifest".
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
+from zmqpp import _packing
 from zmqpp._arrival import Arrival, is_reached
 from zmqpp._manifest import (
     ALIGN,
@@ -21,6 +23,9 @@ from zmqpp._manifest import (
     LARGE_STR,
     LIST,
     MAX_DEPTH,
+    PACKED,
+    PACKED_FORMATS,
+    PACKED_NUMBERS,
     TENSOR,
     WILD_STR,
     WIRE_DTYPES,
@@ -117,6 +122,8 @@ class _Reader:
             return self._large(*rest)
         if tag == LARGE_STR:
             return self._large(*rest).decode("utf-8", "surrogatepass")
+        if tag == PACKED:
+            return self._packed(rest)
         raise MalformedError(f"manifest: unknown kind of value {tag}", op="decode")
 
     def _dict(self, rest: list[Any], depth: int) -> dict[Any, Any]:
@@ -170,6 +177,31 @@ class _Reader:
         count = size // dtype.itemsize
         tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
         return tensor if device is None else tensor.to(device)
+
+    def _packed(self, rest: list[Any]) -> torch.Tensor:
+        codes, scales, form, name, on_device, shape = rest
+        known = type(form) is str and form in PACKED_FORMATS and type(name) is str and name in PACKED_NUMBERS
+        if not known or type(on_device) is not bool:
+            raise MalformedError(
+                f"manifest: no tensor of {shown(name)} can be packed as {shown(form)}", op="decode"
+            )
+        dims = _list_of_sizes(shape, "dimension")
+        if not dims or 0 in dims:
+            raise MalformedError(f"manifest: a packed tensor of the shape {shown(dims)}", op="decode")
+        ones = self._place_of(codes, dims, 1)
+        others = self._place_of(scales, [_packing.scales_of(dims)], 4)
+        device = self._device if on_device or self._everything else None
+        if device is None or self.arrival is None:
+            return _packing.unpack(self._bytes_of(ones), self._bytes_of(others), name, form, dims, device)
+        out = torch.empty(dims, dtype=PACKED_NUMBERS[name], device=device)
+        bytes_there = self.arrival.tensor([ones[1]], torch.uint8, *ones)
+        scales_there = self.arrival.tensor([others[1]], torch.uint8, *others)
+        self.arrival.then(functools.partial(_packing.unpack_into, out, bytes_there, scales_there, form))
+        return out
+
+    def _bytes_of(self, place: tuple[int, int]) -> torch.Tensor:
+        offset, size = place
+        return torch.frombuffer(self._block, dtype=torch.uint8, count=size, offset=offset)
 
     def _array(self, index: Any, described: Any, shape: Any) -> np.ndarray[Any, Any]:
         dtype = parse_dtype(described)

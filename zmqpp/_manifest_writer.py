@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
+from zmqpp import _packing
 from zmqpp._arrival import is_reached
 from zmqpp._manifest import (
     ARRAY,
@@ -26,6 +27,7 @@ from zmqpp._manifest import (
     LIST,
     MAX_BYTES,
     MAX_DEPTH,
+    PACKED,
     TENSOR,
     WILD_STR,
     WIRE_NAMES,
@@ -47,20 +49,22 @@ class Encoded:
     """A manifest and the buffers it counts; `owners` keep the buffers' memory alive."""
 
     manifest: bytes = b""
-    spans: list[Any] = field(
-        default_factory=list
-    )  # (address, size in bytes), on a device with its number behind
+    spans: list[Any] = field(default_factory=list)
+    """(address, size in bytes), on a device with its number behind."""
     owners: list[Any] = field(default_factory=list)
+    compression: str = "none"
 
     def is_on_device(self) -> bool:
         """Whether some of the buffers are."""
         return any(len(span) == 3 for span in self.spans)
 
 
-def encode(values: dict[str, Any]) -> Encoded:
+def encode(values: dict[str, Any], compression: str = "none") -> Encoded:
     """Describe `values`; tensors and arrays that lie contiguous in the memory of the CPU or of a CUDA device are
     referred to, not copied.
 
+    Args:
+        compression: "fp8" or "int8": large tensors of floats are packed, see `_packing`, anything else as ever.
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
         ConfigError (a ValueError): nested deeper than 64, or within itself; or everything that is not in buffers
@@ -71,7 +75,7 @@ def encode(values: dict[str, Any]) -> Encoded:
     for key in values:
         if type(key) is not str:
             raise UnsupportedError(f"keys of a tensor dict must be str, not {_name(key)}: {_shown(key)}")
-    out = Encoded()
+    out = Encoded(compression=compression)
     root = _encode_dict(values, "", 0, out)
     out.manifest = _encoder.encode([[span[1] for span in out.spans], root])
     if len(out.manifest) > MAX_BYTES:
@@ -152,12 +156,35 @@ def _encode_tensor(tensor: torch.Tensor, path: str, out: Encoded) -> list[Any]:
     name = _check_tensor(tensor, path)
     on_device = not tensor.is_cpu
     plain = tensor.detach().resolve_conj().resolve_neg()
-    plain = (plain if plain.is_cuda and is_reached() else plain.cpu()).contiguous()
+    if out.compression != "none" and _packing.pays(plain):
+        return [PACKED, *_add_packed(plain, path, out), out.compression, name, on_device, list(plain.shape)]
+    plain = _within_reach(plain).contiguous()
     size = plain.numel() * plain.element_size()
     if size and not plain.data_ptr():  # zeros that forward-mode differentiation never wrote, wrappers
-        raise UnsupportedError(f"{path}: this {_name(tensor)} cannot be sent: it has no memory")
+        raise _without_memory(tensor, path)
     _add_buffer(out, plain.data_ptr(), size, plain, plain.get_device())
     return [TENSOR, len(out.spans) - 1, name, on_device, list(plain.shape)]
+
+
+def _add_packed(tensor: torch.Tensor, path: str, out: Encoded) -> tuple[int, int]:
+    """The numbers of the two buffers: its bytes, its scales."""
+    try:
+        parts = _packing.pack(tensor, out.compression)
+    except UnsupportedError:
+        raise _without_memory(tensor, path) from None
+    for part in parts:
+        part = _within_reach(part)
+        _add_buffer(out, part.data_ptr(), part.nbytes, part, part.get_device())
+    return len(out.spans) - 2, len(out.spans) - 1
+
+
+def _within_reach(tensor: torch.Tensor) -> torch.Tensor:
+    """Where the engine can read it: where it is, or in CPU memory."""
+    return tensor if tensor.is_cuda and is_reached() else tensor.cpu()
+
+
+def _without_memory(tensor: torch.Tensor, path: str) -> UnsupportedError:
+    return UnsupportedError(f"{path}: this {_name(tensor)} cannot be sent: it has no memory")
 
 
 def _check_tensor(tensor: torch.Tensor, path: str) -> str:

@@ -75,7 +75,13 @@ def engine_options(config: TransportConfig) -> dict[str, Any]:
         ConfigError: the keys cannot be used.
     """
     options = asdict(config)
-    for name in ("timeout_s", "linger_s", "curve_dir", "require_auth"):  # used on this side of the binding
+    for name in (
+        "timeout_s",
+        "linger_s",
+        "compression",
+        "curve_dir",
+        "require_auth",
+    ):  # used on this side of the binding
         del options[name]
     if config.curve_dir:
         keys = read_keys(config.curve_dir)

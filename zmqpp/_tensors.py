@@ -27,15 +27,19 @@ _MAX_REMEMBERED_BYTES = 16 << 10
 """Of one manifest."""
 
 
-def encode(values: dict[str, Any]) -> Encoded:
+def encode(values: dict[str, Any], compression: str = "none") -> Encoded:
     """Describe `values`; tensors and arrays that lie contiguous in the memory of the CPU or of a CUDA device are
     referred to, not copied.
 
+    Args:
+        compression: of large tensors of floats, which then are copied; one of `config.COMPRESSIONS`.
     Raises:
         UnsupportedError (a TypeError): a value of another type; the text names its key.
         ConfigError (a ValueError): nested deeper than 64, or within itself; or everything that is not in buffers
             makes more than 16 MiB (the text names the largest key): long lists belong into a tensor or array.
     """
+    if compression != "none":
+        return _manifest_writer.encode(values, compression)
     plain = _describe(values)
     if plain is None:
         return _manifest_writer.encode(values)
@@ -176,8 +180,8 @@ def _layout_of(manifest: bytes, block: _engine.Block, values: dict[str, torch.Te
     ends = accumulate((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes)
     offsets = [0, *ends]
     buffers, shapes, places = [], [], []
-    for kind, index, name, on_device, dims in root[2::2]:
-        if kind != TENSOR or name not in _DLPACK_TYPES or not sizes[index]:
+    for tag, index, *_, name, on_device, dims in root[2::2]:
+        if tag != TENSOR or name not in _DLPACK_TYPES or not sizes[index]:
             return _UNFIT
         buffers.append((offsets[index], *_DLPACK_TYPES[name], dims))
         shapes.append((dims, WIRE_DTYPES[name], offsets[index], sizes[index]))

@@ -68,6 +68,8 @@ class ZeroMQCommunicator:
         timeout_ms: deadline of every operation that is given none; finite and above 0.
         curve_dir: folder of the ring's keys, made by `zmqpp keygen`, the same keys on every rank: links are
             encrypted, and let in only who has them too. None = what ZMQPP_CURVE_DIR says, or none.
+        compression: of large float tensors that this rank sends: "fp8", "int8" or "none"; the receiver, who needs no
+            setting for it, gets them close to what they were. None = what ZMQPP_COMPRESSION says, or none.
     Raises:
         ConfigError: an argument is wrong. UnsupportedError: a lane of a later release.
         ConnectError: `bind` is in use, or not an address of this machine.
@@ -84,6 +86,7 @@ class ZeroMQCommunicator:
         device: torch.device | str | None = None,
         timeout_ms: float = 300_000,
         curve_dir: str | os.PathLike[str] | None = None,
+        compression: str | None = None,
     ) -> None:
         if not (_is_int(world_size) and world_size >= 1):
             raise ConfigError(f"world_size={world_size!r} must be an int of at least 1")
@@ -100,6 +103,8 @@ class ZeroMQCommunicator:
         config = TransportConfig.from_env()
         if curve_dir is not None:
             config = replace(config, curve_dir=os.fspath(curve_dir))
+        if compression is not None:
+            config = replace(config, compression=compression)
         if world_size == 1:
             return
         self._link = Link(

@@ -33,6 +33,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 LANES = ("auto", "tcp", "shm", "cuda_ipc")
 """Ways payload can move in this release."""
+COMPRESSIONS = ("none", "fp8", "int8")
+"""What a sender makes of large tensors of floats."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class TransportConfig:
     through the segment."""
     checksum: bool = False
     """Send a crc32c of every message's body along, and check those that come. CUDA tensors go through the host then."""
+    compression: str = "none"
+    """Of what is sent: "fp8" or "int8" pack float tensors of at least 2 dimensions and 4 KiB into a byte a value and a
+    scale for each 128. What is received then is close, not equal. A receiver needs no setting for it."""
     curve_dir: str = ""
     """Folder of the pipeline's keys, made by `zmqpp keygen`: links are encrypted, and let in only who has them too."""
     require_auth: bool = False
@@ -102,6 +107,8 @@ class TransportConfig:
                 raise ConfigError(f"{name}={value} must lie within {smallest:g}..{largest:g}")
         if not isinstance(self.lane, str) or self.lane not in LANES:
             raise ConfigError(f"lane={self.lane!r} must be one of {', '.join(LANES)}")
+        if not isinstance(self.compression, str) or self.compression not in COMPRESSIONS:
+            raise ConfigError(f"compression={self.compression!r} must be one of {', '.join(COMPRESSIONS)}")
         for name in ("checksum", "require_auth"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")

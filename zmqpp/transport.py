@@ -192,7 +192,7 @@ class Link:
         even half-way, its ticket gets SendTimeout or ConnectTimeout, and the link stays usable.
 
         Args:
-            tensors: see `_tensors.encode` for what may be in it.
+            tensors: see `_tensors.encode` for what may be in it. With compression, what is packed is copied already.
             tag: the receiver may insist on it.
             timeout_s: seconds until all of it must be copied; None = the configured default.
         Raises:
@@ -201,7 +201,7 @@ class Link:
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors)
+        encoded = _tensors().encode(tensors, self.config.compression)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
@@ -221,7 +221,7 @@ class Link:
             As `isend_dict`; SendTimeout.
         """
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors)
+        encoded = _tensors().encode(tensors, self.config.compression)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds).wait(seconds + 5.0)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)

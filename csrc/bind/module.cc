@@ -9,4 +9,5 @@ PYBIND11_MODULE(_engine, m) {
   zmqpp::bind::register_link(m);
   zmqpp::bind::register_device(m);
   zmqpp::bind::register_plain_dict(m);
+  zmqpp::bind::register_pack(m);
 }

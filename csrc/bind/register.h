@@ -14,5 +14,6 @@ void register_tickets(pybind11::module_& m);
 void register_link(pybind11::module_& m);
 void register_device(pybind11::module_& m);
 void register_plain_dict(pybind11::module_& m);
+void register_pack(pybind11::module_& m);
 
 }  // namespace zmqpp::bind

@@ -72,6 +72,10 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuIpcCloseMemHandle", out.ipc_close_memory);
   find("cuIpcGetEventHandle", out.ipc_export_event);
   find("cuIpcOpenEventHandle", out.ipc_open_event);
+  find("cuModuleLoadData", out.module_load);
+  find("cuModuleUnload", out.module_unload);
+  find("cuModuleGetFunction", out.module_function);
+  find("cuLaunchKernel", out.launch_kernel);
   return missing;
 }
 

@@ -20,9 +20,13 @@ using Address = std::uint64_t;
 struct ContextState;
 struct StreamState;
 struct EventState;
+struct ModuleState;
+struct FunctionState;
 using ContextHandle = ContextState*;
 using StreamHandle = StreamState*;  // torch.cuda.Stream.cuda_stream is one; null: the legacy default stream
 using EventHandle = EventState*;
+using ModuleHandle = ModuleState*;
+using FunctionHandle = FunctionState*;
 
 struct Uuid {
   unsigned char bytes[16];
@@ -81,6 +85,12 @@ struct Driver {
   Result (*ipc_close_memory)(Address);
   Result (*ipc_export_event)(IpcEvent*, EventHandle);
   Result (*ipc_open_event)(EventHandle*, IpcEvent);
+  Result (*module_load)(ModuleHandle*, const void* image);
+  Result (*module_unload)(ModuleHandle);
+  Result (*module_function)(FunctionHandle*, ModuleHandle, const char* name);
+  Result (*launch_kernel)(FunctionHandle, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z, unsigned threads_x,
+                          unsigned threads_y, unsigned threads_z, unsigned shared_bytes, StreamHandle, void** arguments,
+                          void** extra);
 };
 
 inline constexpr Result kSuccess = 0;

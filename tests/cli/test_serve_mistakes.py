@@ -46,6 +46,7 @@ def refused(tmp_path: Path, words: str, *arguments: str) -> None:
         ("MODEL --api-port 15551", "lies within the ring's ports"),
         ("MODEL --pipeline-stage-idx 1", "--pipeline-stage-idx follows from the plan"),
         ("MODEL --served-model-name x", "--served-model-name follows from the plan: give --name"),
+        ("MODEL --pipeline-compression fp7", "--pipeline-compression 'fp7': give one of none, fp8, int8"),
         ("MODEL --timeout 0", "--timeout must be above 0"),
         ("--pipeline-dir /no/such/split", "--pipeline-dir /no/such/split: no such folder"),
         ("--pipeline-dir MODEL", "there is no stage_0 in it; it is a model: give it as MODEL"),

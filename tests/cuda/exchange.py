@@ -1,13 +1,15 @@
-"""Stand-ins for CUDA tensors through a link, every byte checked: `LANE [ADDRESS]`; with an address: receive there."""
+"""Stand-ins for CUDA tensors through a link, every byte checked: LANE COMPRESSION [ADDRESS of the sender]."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import torch
 
-from tests.cuda.stand_in import Stream, install, is_on_device, on_device
+from tests.cuda.stand_in import Stream, install, is_on_device, zeros
+from zmqpp import _packing
 from zmqpp.config import TransportConfig
 from zmqpp.transport import Link
 
@@ -26,44 +28,63 @@ def values(tag: int, index: int, size: int) -> torch.Tensor:
     )
 
 
+def floats(tag: int) -> torch.Tensor:
+    return torch.randn(32, 300, generator=torch.Generator().manual_seed(tag)).bfloat16()
+
+
 def send(link: Link, current: Stream) -> None:
     """Written late, sent, written over right after `wait`: only the order on the current stream protects the bytes."""
-    kept = []
+    kept: list[object] = []
     for tag in range(DICTS):
         wanted = [values(tag, index, size) for index, size in enumerate(sizes(tag))]
-        tensors = [on_device(torch.zeros(size, dtype=torch.uint8)) for size in sizes(tag)]
+        tensors = [zeros(size) for size in sizes(tag)]
         for tensor, source in zip(tensors, wanted, strict=True):
             current.copy(tensor, source)
-        ticket = link.isend_dict({"a": tensors[0], "b": tensors[1], "host": wanted[2], "n": tag}, tag=tag)
-        ticket.wait()
-        for tensor in tensors[:2]:
-            current.copy(tensor, _JUNK[: len(tensor)])
-        kept.append((wanted, tensors))
+        hidden, source = zeros(32, 300, dtype=torch.bfloat16), floats(tag)
+        current.copy(hidden, source)
+        values_of = {"a": tensors[0], "b": tensors[1], "host": wanted[2], "hidden": hidden, "n": tag}
+        link.isend_dict(values_of, tag=tag).wait()
+        for tensor in (*tensors[:2], hidden):
+            current.copy(tensor, _JUNK[: tensor.nbytes])
+        kept += [wanted, tensors, hidden, source]
     current.finish()
 
 
-def receive(link: Link, current: Stream) -> None:
+def receive(link: Link, current: Stream, compression: str) -> None:
     """Read on the current stream at once."""
     for tag in range(DICTS):
         got = link.recv_dict(tag=tag)
         assert got["n"] == tag and is_on_device(got["a"]) and is_on_device(got["b"]), got
+        assert is_on_device(got["hidden"])
         assert not is_on_device(got["host"])
         for index, key in enumerate(("a", "b", "host")):
             seen = torch.zeros_like(got[key])
             current.copy(seen, got[key])
             current.finish()
             assert torch.equal(seen, values(tag, index, sizes(tag)[index])), (tag, key)
+        seen = torch.zeros_like(floats(tag))
+        current.copy(seen, got["hidden"])
+        current.finish()
+        assert torch.equal(seen, as_packed(floats(tag), compression)), tag
 
 
-def main(lane: str, address: str = "") -> None:
+def as_packed(tensor: torch.Tensor, form: str) -> torch.Tensor:
+    """What arrives of it, as the CPU makes it."""
+    if form == "none":
+        return tensor
+    return _packing.unpack(*_packing.pack(tensor, form), "bfloat16", form, list(tensor.shape), None)
+
+
+def main(lane: str, compression: str, address: str = "") -> None:
     current = install()
     config = TransportConfig(lane=lane, shm_bytes=8 << 20, pinned_bytes=4 << 20, chunk_bytes=64 << 10)
+    config = replace(config, compression=compression)
     if address:
         with Link(bind=None, connect=address, device="cuda:0", config=config) as link:
-            receive(link, current)
+            receive(link, current, compression)
             return print(f"received by {link.stats()['lane']}", flush=True)
     with Link(bind="127.0.0.1:0", connect=None, device="cuda:0", config=config) as link:
-        words = [sys.executable, "-m", "tests.cuda.exchange", lane, str(link.bound)]
+        words = [sys.executable, "-m", "tests.cuda.exchange", lane, compression, str(link.bound)]
         with subprocess.Popen(words) as receiving:
             send(link, current)
             assert receiving.wait(60) == 0

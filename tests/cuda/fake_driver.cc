@@ -5,6 +5,7 @@
 // another context, or with memory that is not the driver's fail as they do with CUDA.
 //
 //   FAKE_CUDA_DEVICES=2  FAKE_CUDA_SEED=1  FAKE_CUDA_PAUSE_US=200 (the longest pause)  FAKE_CUDA_IPC=0 (not supported)
+//   FAKE_CUDA_KERNELS=0 (no image fits the device)
 //   CUDA_VISIBLE_DEVICES as with CUDA, numbers only
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <sstream>
 #include <vector>
 
+#include "fake_kernels.h"
 #include "fake_memory.h"
 #include "fake_stream.h"
 
@@ -20,7 +22,7 @@ namespace {
 using namespace fake;  // NOLINT: a library of its own
 
 constexpr int kInvalid = 1, kNoMemory = 2, kNoDevice = 100, kNoContext = 201, kHandle = 400, kNotFound = 500, kNotReady = 600,
-              kUnsupported = 801, kAlreadyRegistered = 712, kNotRegistered = 713, kContextMismatch = 709;
+              kUnsupported = 801, kAlreadyRegistered = 712, kNotRegistered = 713, kContextMismatch = 709, kInvalidImage = 200, kNoBinary = 209;
 
 int setting(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -322,4 +324,32 @@ CUDA cuIpcOpenEventHandle(void** event, Bytes64 in) {
   auto made = std::make_unique<Event>(here());
   made->word = std::shared_ptr<EventWord>(static_cast<EventWord*>(shared), [](EventWord* word) { ::munmap(word, sizeof *word); });
   return *event = made.release(), 0;
+}
+
+// ---- kernels -----------------------------------------------------------------------------------------------------
+
+CUDA cuModuleLoadData(void** module, const void* image) {
+  std::uint32_t magic = 0;
+  std::memcpy(&magic, image, sizeof magic);
+  if (here() == nullptr) return kNoContext;
+  if (magic != 0xba55ed50) return kInvalidImage;  // what nvcc's images begin with
+  if (setting("FAKE_CUDA_KERNELS", 1) == 0) return kNoBinary;
+  return *module = here(), 0;
+}
+CUDA cuModuleUnload(void*) { return here() != nullptr ? 0 : kNoContext; }
+CUDA cuModuleGetFunction(void** function, void* module, const char* name) {
+  const Kernel* found = find_kernel(name);
+  if (here() != module || found == nullptr) return kNotFound;
+  return *function = const_cast<Kernel*>(found), 0;
+}
+CUDA cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned,
+                    void* stream, void** arguments, void**) {
+  Stream* found = stream_of(stream);
+  if (found == nullptr) return kNoContext;
+  const Arguments given(arguments);
+  for (const std::uint64_t address : given.addresses) {
+    const auto range = process().memory.find(address);
+    if (!range || range->ordinal != here()->ordinal) return kInvalid;
+  }
+  return found->give([=] { run(*static_cast<const Kernel*>(function), blocks, threads, given); }), 0;
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 from typing import Any
 
@@ -46,11 +47,17 @@ class Stream:
             pass
 
 
-def on_device(tensor: torch.Tensor) -> torch.Tensor:
-    """It passes for one of cuda:0 from now on."""
-    storage = tensor.untyped_storage()
-    _on_device[storage.data_ptr()] = storage
-    return tensor
+def zeros(*dims: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """A tensor in the fake driver's memory, which passes for one of cuda:0."""
+    size = max(math.prod(dims) * dtype.itemsize, 1)
+    address = ctypes.c_uint64()
+    _check(_driver.cuCtxPushCurrent_v2(_context))
+    _check(_driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)))
+    _check(_driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())))
+    memory = (ctypes.c_char * size).from_address(address.value)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)[: math.prod(dims) * dtype.itemsize]
+    _on_device[address.value] = tensor.untyped_storage()
+    return tensor.view(dtype).view(dims)
 
 
 def is_on_device(tensor: torch.Tensor) -> bool:
@@ -67,7 +74,7 @@ def install() -> Stream:
     def empty_anywhere(*sizes: Any, device: Any = None, **options: Any) -> torch.Tensor:
         if device is None or torch.device(device).type == "cpu":
             return empty(*sizes, **options)
-        return on_device(empty(*sizes, **options).fill_(0))
+        return zeros(*torch.Size(sizes[0] if isinstance(sizes[0], list) else sizes), **options)
 
     torch.empty = empty_anywhere
     torch.cuda.Stream = Stream  # type: ignore[misc, assignment]
@@ -78,6 +85,8 @@ def install() -> Stream:
     torch.cuda.current_device = lambda: 0
     torch.Tensor.is_cuda = property(is_on_device)  # type: ignore[assignment]
     torch.Tensor.is_cpu = property(lambda tensor: not is_on_device(tensor))  # type: ignore[assignment]
+    there, here = torch.device("cuda:0"), torch.device("cpu")
+    torch.Tensor.device = property(lambda tensor: there if is_on_device(tensor) else here)  # type: ignore[assignment]
     torch.Tensor.get_device = lambda tensor: 0 if is_on_device(tensor) else -1  # type: ignore[method-assign]
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
     from zmqpp import _arrival, _tensors

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from zmqpp import _engine
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -22,14 +24,21 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the fake driver needs a C++ compiler")
     library = tmp_path_factory.mktemp("fake_cuda") / "libfake_cuda.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread"]
+    flags += ["-I", str(ROOT / "csrc")]
     subprocess.run([compiler, *flags, str(HERE / "fake_driver.cc"), "-o", str(library)], check=True)
     return library
 
 
-@pytest.mark.parametrize("lane", ["tcp", "shm", "cuda_ipc"])
-def test_cuda_tensors_keep_their_order_with_the_current_stream(fake_driver: Path, lane: str) -> None:
+@pytest.mark.parametrize(
+    ("lane", "compression"), [("tcp", "none"), ("shm", "fp8"), ("cuda_ipc", "none"), ("cuda_ipc", "fp8")]
+)
+def test_cuda_tensors_keep_their_order_with_the_current_stream(
+    fake_driver: Path, lane: str, compression: str
+) -> None:
+    if compression != "none" and _engine.why_no_kernels():
+        pytest.skip(f"kernels are not in this build: {_engine.why_no_kernels()}")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.exchange", lane],
+        [sys.executable, "-m", "tests.cuda.exchange", lane, compression],
         cwd=ROOT,
         env={**os.environ, "ZMQPP_CUDA_LIBRARY": str(fake_driver)},
         capture_output=True,

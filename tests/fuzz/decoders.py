@@ -179,7 +179,8 @@ def manifests() -> list[bytes]:
         blocks = sum((size + 63) // 64 for _, size in encoded.spans)
         made.append(bytes([blocks]) + encoded.manifest)
     large = msgspec.msgpack.encode([[64, 64], [1, "x", [6, 0], "y", [7, 1]]])
-    return [*made, b"\x02" + large]
+    packed = [[64, 8], [1, "x", [8, 0, 1, "fp8", "bfloat16", False, [2, 32]], "y", [0, 1]]]
+    return [*made, b"\x02" + large, b"\x02" + msgspec.msgpack.encode(packed)]
 
 
 # ---- reports and spans -----------------------------------------------------------------------------------
@@ -232,7 +233,9 @@ def _target(decode: Callable[[bytes], Any], corpus: Callable[[], list[bytes]], *
 TARGETS = {
     "control": _target(control.decode, control_messages),
     "manifest": _target(
-        _decode_manifest, manifests, "zmqpp._manifest_reader", "zmqpp._numpy_types", "zmqpp._manifest"
+        _decode_manifest,
+        manifests,
+        *("zmqpp._manifest_reader", "zmqpp._numpy_types", "zmqpp._manifest", "zmqpp._packing"),
     ),
     "report": _target(report.decode, reports),
     "span": _target(span.decode, spans),

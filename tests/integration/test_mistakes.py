@@ -80,6 +80,11 @@ FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
     ),
     "index too high": (1, {"pipeline_stage_idx": "2"}, ("--pipeline-stage-idx 2 is out of range", "0 to 1")),
     "index negative": (1, {"pipeline_stage_idx": "-1"}, ("--pipeline-stage-idx -1 is out of range",)),
+    "unknown compression": (
+        0,
+        {"pipeline_compression": "fp7"},
+        ("--pipeline-compression 'fp7': give one of none, fp8, int8",),
+    ),
     "one stage": (0, {"pipeline_total_stages": "1"}, ("at least 2 stages",)),
     "worker flag on stage 0": (
         0,

@@ -24,6 +24,7 @@ TRANSPORT = (
     "_numpy_types",
     "_manifest",
     "_arrival",
+    "_packing",
     "_manifest_writer",
     "_manifest_reader",
     "_tensors",
@@ -47,8 +48,9 @@ ALLOWED = {
     "_numpy_types": {"errors", "_shown"},
     "_manifest": {"_engine"},
     "_arrival": {"errors", "_engine"},
-    "_manifest_writer": {"errors", "_arrival", "_manifest", "_numpy_types"},
-    "_manifest_reader": {"errors", "_arrival", "_manifest", "_numpy_types", "_shown"},
+    "_packing": {"errors", "_engine", "_manifest"},
+    "_manifest_writer": {"errors", "_arrival", "_manifest", "_numpy_types", "_packing"},
+    "_manifest_reader": {"errors", "_arrival", "_manifest", "_numpy_types", "_packing", "_shown"},
     "_tensors": {"_engine", "_arrival", "_manifest", "_manifest_writer", "_manifest_reader"},
     "_slices": {"errors"},
     "_opening": {"errors", "_engine", "config", "endpoint", "keys", "_port_owner", "_arrival"},
@@ -76,9 +78,10 @@ LAYERS = {
     "wire": {"base", "wire"},
     "net": {"base", "net"},
     "device": {"base", "device"},
+    "pack": {"base", "device", "pack"},
     "memory": {"base", "device", "memory"},
     "engine": {"base", "wire", "net", "device", "memory", "engine"},
-    "bind": {"base", "wire", "net", "device", "memory", "engine", "bind"},
+    "bind": {"base", "wire", "net", "device", "memory", "pack", "engine", "bind"},
 }
 
 

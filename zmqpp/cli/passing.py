@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from zmqpp.config import COMPRESSIONS
 from zmqpp.errors import ConfigError
 
 __all__ = ["check_flags", "check_keys", "parse", "take_positional", "without_ours"]
 
 _OURS = ("--pipeline-", "--external-pp-worker")
 _KEYS, _REQUIRE, _PATIENCE = "--pipeline-curve-dir", "--pipeline-require-auth", "--pipeline-peer-timeout"
+_COMPRESSION = "--pipeline-compression"
+_USERS = (_KEYS, _REQUIRE, _PATIENCE, _COMPRESSION)
 """Ours too, but the same on every stage, and the user's to say."""
 
 
@@ -45,17 +48,21 @@ def check_flags(flags: Sequence[str], taken: Mapping[str, str]) -> tuple[str, ..
     Args:
         taken: flag of vLLM's that zmqpp sets itself -> what to do in its place.
     Raises:
-        ConfigError: one of those, one that makes up the pipeline, or a word that belongs to no flag.
+        ConfigError: one of those, one that makes up the pipeline, or a word that belongs to no flag; or a form of
+            compression that there is not.
     """
     if flags and not flags[0].startswith("-"):
         raise ConfigError(f"unexpected {flags[0]!r}; what is handed on to vLLM starts with a flag")
     flags = [_dashed(word) for word in flags]
     for word in flags:
         name = word.partition("=")[0]
-        if name.startswith(_OURS) and name not in (_KEYS, _REQUIRE, _PATIENCE):
+        if name.startswith(_OURS) and name not in _USERS:
             raise ConfigError(f"{name} follows from the plan: leave it out")
         if name in taken:
             raise ConfigError(f"{name} follows from the plan: {taken[name]}")
+    for form in _values(flags, _COMPRESSION):
+        if form not in COMPRESSIONS:
+            raise ConfigError(f"{_COMPRESSION} {form!r}: give one of {', '.join(COMPRESSIONS)}")
     return tuple(flags)
 
 
@@ -68,12 +75,9 @@ def check_keys(flags: Sequence[str]) -> None:
     from zmqpp.keys import read_keys
 
     folder = os.environ.get("ZMQPP_CURVE_DIR", "").strip()
-    for word, following in zip(flags, [*flags[1:], ""], strict=False):
-        name, equals, value = word.partition("=")
-        if name == _KEYS:
-            folder = value if equals else following
-            if not folder or folder.startswith("--"):
-                raise ConfigError(f"{_KEYS} needs the folder that `zmqpp keygen` made")
+    for folder in _values(flags, _KEYS):
+        if not folder or folder.startswith("--"):
+            raise ConfigError(f"{_KEYS} needs the folder that `zmqpp keygen` made")
     if folder:
         read_keys(folder)
 
@@ -84,10 +88,18 @@ def without_ours(flags: Sequence[str]) -> tuple[str, ...]:
     value_follows = False
     for word in flags:
         name, equals, _ = word.partition("=")
-        if not value_follows and name not in (_KEYS, _REQUIRE, _PATIENCE):
+        if not value_follows and name not in _USERS:
             kept.append(word)
-        value_follows = not value_follows and name in (_KEYS, _PATIENCE) and not equals
+        value_follows = not value_follows and name in _USERS and name != _REQUIRE and not equals
     return tuple(kept)
+
+
+def _values(flags: Sequence[str], name: str) -> Iterator[str]:
+    """What is given to a flag, each time; empty where nothing is."""
+    for word, following in zip(flags, [*flags[1:], ""], strict=False):
+        flag, equals, value = word.partition("=")
+        if flag == name:
+            yield value if equals else following
 
 
 def _dashed(word: str) -> str:

@@ -77,6 +77,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "stage. Default: ZMQPP_PEER_TIMEOUT_S, else 5. One whose process dies is missed at once.",
     )
     add(
+        "--pipeline-compression",
+        metavar="FORM",
+        help="For slow links: send hidden states as fp8 or int8, in about half of the bytes of bfloat16; answers may "
+        "differ. Default: ZMQPP_COMPRESSION, else none.",
+    )
+    add(
         "--pipeline-next-stage-addr",
         metavar="IP:PORT",
         help="Deprecated alias of --pipeline-prev-stage-service-addr.",

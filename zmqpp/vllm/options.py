@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zmqpp.config import TransportConfig
+from zmqpp.config import COMPRESSIONS, TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
@@ -44,6 +44,8 @@ class StageOptions:
     """Bind nothing but loopback addresses without keys; None: what ZMQPP_REQUIRE_AUTH says."""
     peer_timeout_s: float | None = None
     """Silence after which a neighbour is given up; None: what ZMQPP_PEER_TIMEOUT_S says, or 5."""
+    compression: str | None = None
+    """Of the hidden states that this stage sends: "none", "fp8" or "int8"; None: what ZMQPP_COMPRESSION says."""
 
     def __post_init__(self) -> None:
         self._check_place()
@@ -55,6 +57,10 @@ class StageOptions:
                 f"--pipeline-curve-dir {self.curve_dir!r}: give the folder that `zmqpp keygen` made"
             )
         self._check_peer_timeout()
+        if self.compression is not None and self.compression not in COMPRESSIONS:
+            raise ConfigError(
+                f"--pipeline-compression {self.compression!r}: give one of {', '.join(COMPRESSIONS)}"
+            )
 
     def _check_place(self) -> None:
         if self.total_stages < 2:
@@ -129,6 +135,8 @@ class StageOptions:
             config = dataclasses.replace(config, curve_dir=self.curve_dir)
         if self.require_auth is not None:
             config = dataclasses.replace(config, require_auth=self.require_auth)
+        if self.compression is not None:
+            config = dataclasses.replace(config, compression=self.compression)
         if self.peer_timeout_s is not None:
             beat_s = min(config.heartbeat_s, self.peer_timeout_s / _BEATS)
             config = dataclasses.replace(config, peer_timeout_s=self.peer_timeout_s, heartbeat_s=beat_s)

@@ -66,12 +66,13 @@ class Place:
         return "the engine" if self.index == 0 else f"stage {self.index - 1} at {self.link.connect}"
 
     def next_lane(self) -> str:
-        """How tensors go to the next stage, such as "shm to stage 1"; the last one sends none."""
+        """How tensors go to the next stage, such as "tcp to stage 1" or "… 1, as fp8"; the last one sends none."""
         stats = self.link.stats()
         if self.is_last or stats["send_lane"] is None:
             return ""
-        reason = stats["lane_reason"]
-        return f"{stats['send_lane']} to stage {self.index + 1}{reason and f' ({reason})'}"
+        reason, form = stats["lane_reason"], self.link.config.compression
+        packed = "" if form == "none" else f", as {form}"
+        return f"{stats['send_lane']} to stage {self.index + 1}{packed}{reason and f' ({reason})'}"
 
     # ---- reading -----------------------------------------------------------------------------------------
 
