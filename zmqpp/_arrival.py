@@ -61,8 +61,12 @@ class Arrival:
 
     def tensor(self, dims: list[int], dtype: torch.dtype, offset: int, size: int) -> torch.Tensor:
         """One of `size` bytes at `offset` of the block; its values come with `start`."""
-        with torch.cuda.stream(self._stream):
-            tensor = torch.empty(dims, dtype=dtype, device=self._device)
+        before = _engine.exchange_capture_mode(_RELAXED)
+        try:
+            with torch.cuda.stream(self._stream):
+                tensor = torch.empty(dims, dtype=dtype, device=self._device)
+        finally:
+            _engine.exchange_capture_mode(before)
         self._tensors.append(tensor)
         self._targets.append((tensor.data_ptr(), offset, size))
         return tensor
@@ -87,6 +91,10 @@ class Arrival:
             tensor.record_stream(current)
         for work in self._work:
             work()
+
+
+_RELAXED = 2
+"""Of cuThreadExchangeStreamCaptureMode: to allocate spoils no graph that another thread captures."""
 
 
 @functools.cache

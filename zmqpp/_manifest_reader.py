@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
-from zmqpp import _packing
+from zmqpp import _engine, _packing
 from zmqpp._arrival import Arrival, is_reached
 from zmqpp._manifest import (
     ALIGN,
@@ -83,6 +83,7 @@ class _Reader:
         self._block = block
         self._device = device
         self._everything = everything
+        self._is_remote = type(block) is _engine.Block and block.is_remote()
         is_cuda = device is not None and device.type == "cuda" and block is not None and is_reached()
         self.arrival = Arrival(block, device) if is_cuda and device is not None else None
         self._places: list[tuple[int, int] | None] = []  # offset, size of each buffer; None: given away
@@ -176,6 +177,8 @@ class _Reader:
             return self.arrival.tensor(dims, dtype, offset, size)
         count = size // dtype.itemsize
         tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
+        if self._is_remote:
+            tensor = tensor.clone()  # a view would keep the sender's device memory
         return tensor if device is None else tensor.to(device)
 
     def _packed(self, rest: list[Any]) -> torch.Tensor:
@@ -211,7 +214,8 @@ class _Reader:
         offset, size = self._place_of(index, dims, dtype.itemsize)
         if size == 0:
             return np.empty(dims, dtype=dtype)
-        return np.ndarray(dims, dtype=dtype, buffer=self._block, offset=offset)
+        array: np.ndarray[Any, Any] = np.ndarray(dims, dtype=dtype, buffer=self._block, offset=offset)
+        return array.copy() if self._is_remote else array
 
 
 _NUMPY_MAX_DIMS = 64

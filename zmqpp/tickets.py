@@ -214,6 +214,7 @@ class RecvTicket:
             return False
         try:
             if not self._done():
+                self._link._check_capture()
                 got = self._link._engine.wait_dict(self._ticket, max(0, until - time.monotonic()))
                 if got is None:
                     return False

@@ -9,7 +9,6 @@ with Link(bind="127.0.0.1:0", connect=None) as sender, Link(bind=None, connect=s
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import os
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from zmqpp._opening import (
     ordinal_of,
     register,
 )
+from zmqpp._routes import Control, Relay, Route
 from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
@@ -45,39 +45,6 @@ if TYPE_CHECKING:
     from zmqpp._manifest_writer import Encoded
 
 __all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
-
-
-class Relay(enum.IntEnum):
-    """What a link passes on to the next place by itself, before and without Python.
-
-    A REQUEST goes down the ring, a REPLY goes back to the engine unopened, a NOTICE is read by all it passes.
-    """
-
-    NONE = 0
-    """Nothing: everything is delivered here."""
-    FORWARD = 1
-    """REQUEST and NOTICE are passed on and delivered, REPLY is passed on only."""
-    RETURN = 2
-    """The last stage: as FORWARD, but REQUEST ends here."""
-
-
-class Route(enum.IntEnum):
-    """How far a control message travels; LINK ends at the next place, whatever its relay."""
-
-    LINK = 0
-    REQUEST = 1
-    REPLY = 2
-    NOTICE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """One received control message."""
-
-    body: bytes
-    route: Route
-    tag: int
-    epoch: int
 
 
 class Link:
@@ -239,6 +206,7 @@ class Link:
         """The next dict. Raises as `RecvTicket.wait`; after RecvTimeout it is left for the next call."""
         seconds = self._seconds(timeout_s)
         self._wakeups.forget_closed()
+        self._check_capture()
         got = self._engine.recv_dict(seconds)
         if got is None:
             self._log.say_refusals()
@@ -316,6 +284,10 @@ class Link:
         ordinal = ordinal_of(wanted)
         if ordinal >= 0:
             self._engine.use_device(ordinal)
+        elif ordinal_of(self.device) >= 0:
+            raise ConfigError(
+                f"use_device({device!r}): this link takes tensors to {self.device}; open another"
+            )
         self.device, self._everything = wanted, everything
 
     def set_epoch(self, epoch: int) -> None:
@@ -391,6 +363,11 @@ class Link:
             f"receive: no {what} from {self.previous} within {timeout_s:g} s{trouble and f' ({trouble})'}",
             op="receive",
         )
+
+    def _check_capture(self) -> None:
+        """Before a dict is taken."""
+        if self.device is not None and self.device.type == "cuda":
+            _arrival().check_no_capture()
 
     def _open(self, got: tuple[bytes, _engine.Block | None, int, int], tag: int | None) -> dict[str, Any]:
         """The dict that the engine received, if it carries the tag that is wanted."""

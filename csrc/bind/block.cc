@@ -76,6 +76,7 @@ py::list capsules(const BlockPtr& block, const Layout& layout) {
     if (buffer.offset > block->size() || buffer.size > block->size() - buffer.offset) {
       throw py::value_error("a tensor outside its block");
     }
+    if (!block->remote().empty()) throw py::value_error("some of this block is on a device");
     auto* view = new View(block, buffer);
     PyObject* capsule = PyCapsule_New(&view->managed, dlpack::kCapsuleName, drop_capsule);
     if (capsule == nullptr) {
@@ -98,6 +99,7 @@ void register_block(py::module_& m) {
                                static_cast<py::ssize_t>(block.size()));
       })
       .def("__len__", &ReceiveBlock::size)
+      .def("is_remote", [](const ReceiveBlock& block) { return !block.remote().empty(); })
       .def("capsules", &capsules);
   m.def("make_block", &ReceiveBlock::make, py::arg("size"));
   m.def("cached_receive_bytes", &memory::cached_receive_bytes);

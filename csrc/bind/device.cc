@@ -50,11 +50,18 @@ void begin_arrival(const BlockPtr& block, const Targets& given, int ordinal, std
   });
 }
 
+// Of the calling thread: 2, relaxed, lets it allocate while another one captures a graph. Returns the one before.
+int exchange_capture_mode(int mode) {
+  if (device::driver() != nullptr) device::driver()->exchange_capture_mode(&mode);
+  return mode;
+}
+
 }  // namespace
 
 void register_device(py::module_& m) {
   m.def("describe_cuda", &describe_cuda);
   m.def("start_arrival", &begin_arrival);
+  m.def("exchange_capture_mode", &exchange_capture_mode);
 }
 
 }  // namespace zmqpp::bind

@@ -134,7 +134,9 @@ engine::SendTicketPtr queue_dict(Link& link, const std::vector<engine::Span>& bo
                                  engine::FlightPtr flight = nullptr) {
   const Deadline deadline = Deadline::after(timeout_s);
   reserve(link, link.reservation(body), deadline, timeout_s);
-  return link.send_dict(body, {.tag = tag, .deadline = deadline, .flight = std::move(flight)});
+  const engine::SendOptions options{.tag = tag, .deadline = deadline, .flight = std::move(flight)};
+  if (!options.flight) return link.send_dict(body, options);
+  return without_gil([&] { return link.send_dict(body, options); });  // it may write what waits in front
 }
 
 constexpr std::size_t kBriefBytes = 128u << 10;  // copied without letting other Python threads in

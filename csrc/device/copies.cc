@@ -18,7 +18,10 @@ void on_over(void* data) {
 
 }  // namespace
 
-Copies::~Copies() { drain(Deadline::after(kLastDrain_s)); }
+Copies::~Copies() {
+  if (!hangs_) drain(Deadline::after(kLastDrain_s));
+  waker_->close();
+}
 
 Copies::Course& Copies::course(Ordinal ordinal) {
   const auto found = courses_.find(ordinal);
@@ -39,7 +42,7 @@ LandingPtr Copies::mark() {
   int parts = 0;
   for (const auto& [ordinal, on] : courses_) parts += on.touched ? 1 : 0;
   if (parts == 0) return nullptr;
-  auto landing = std::make_shared<Landing>(wake_, parts);
+  auto landing = std::make_shared<Landing>(waker_, parts);
   for (auto& [ordinal, on] : courses_) {
     if (!std::exchange(on.touched, false)) continue;
     auto data = std::make_unique<LandingPtr>(landing);
@@ -59,12 +62,12 @@ bool Copies::drain(const Deadline& deadline) noexcept {
   try {
     for (auto& [ordinal, on] : courses_) {
       while (!on.stream.is_done()) {
-        if (deadline.expired()) return false;
+        if (deadline.expired()) return !(hangs_ = true);
         std::this_thread::sleep_for(kDrainPoll);
       }
     }
   } catch (const Error&) {
-    return false;
+    return !(hangs_ = true);
   }
   return true;
 }

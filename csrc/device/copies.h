@@ -17,7 +17,7 @@ namespace zmqpp::device {
 
 class Copies {
  public:
-  explicit Copies(zmqpp::Event& wake) : wake_(wake) {}
+  explicit Copies(zmqpp::Event& wake) : waker_(std::make_shared<Waker>(wake)) {}
   ~Copies();
   Copies(const Copies&) = delete;
   Copies& operator=(const Copies&) = delete;
@@ -37,7 +37,8 @@ class Copies {
   };
   Course& course(Ordinal ordinal);
 
-  zmqpp::Event& wake_;
+  const std::shared_ptr<Waker> waker_;
+  bool hangs_ = false;  // a drain was in vain
   std::map<Ordinal, Course> courses_;
 };
 

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "base/error.h"
+#include "base/process.h"
 
 namespace zmqpp::device {
 namespace {
@@ -19,6 +20,7 @@ struct Found {
   bool works = false;
   int version = 0;
   std::string library, why_none;
+  pid_t owner = current_pid();
 };
 
 // The first symbol that is missing, or empty.
@@ -36,13 +38,10 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuDeviceGetName", out.device_name);
   find("cuDeviceGetUuid_v2", out.device_uuid);
   find("cuDeviceTotalMem_v2", out.device_memory);
-  find("cuDeviceGetAttribute", out.device_attribute);
-  find("cuDeviceCanAccessPeer", out.can_access_peer);
   find("cuDevicePrimaryCtxRetain", out.primary_retain);
   find("cuDevicePrimaryCtxRelease_v2", out.primary_release);
   find("cuCtxPushCurrent_v2", out.context_push);
   find("cuCtxPopCurrent_v2", out.context_pop);
-  find("cuCtxEnablePeerAccess", out.enable_peer);
   find("cuCtxGetStreamPriorityRange", out.stream_priorities);
   find("cuStreamCreateWithPriority", out.stream_create);
   find("cuStreamDestroy_v2", out.stream_destroy);
@@ -51,13 +50,10 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuStreamIsCapturing", out.stream_capturing);
   find("cuThreadExchangeStreamCaptureMode", out.exchange_capture_mode);
   find("cuLaunchHostFunc", out.launch_host);
-  find("cuStreamWriteValue64_v2", out.write_value);
-  find("cuStreamWaitValue64_v2", out.wait_value);
   find("cuEventCreate", out.event_create);
   find("cuEventDestroy_v2", out.event_destroy);
   find("cuEventRecord", out.event_record);
   find("cuEventQuery", out.event_query);
-  find("cuEventSynchronize", out.event_synchronize);
   find("cuMemAlloc_v2", out.memory_allocate);
   find("cuMemFree_v2", out.memory_free);
   find("cuMemGetAddressRange_v2", out.memory_range);
@@ -70,8 +66,6 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuIpcGetMemHandle", out.ipc_export_memory);
   find("cuIpcOpenMemHandle_v2", out.ipc_open_memory);
   find("cuIpcCloseMemHandle", out.ipc_close_memory);
-  find("cuIpcGetEventHandle", out.ipc_export_event);
-  find("cuIpcOpenEventHandle", out.ipc_open_event);
   find("cuModuleLoadData", out.module_load);
   find("cuModuleUnload", out.module_unload);
   find("cuModuleGetFunction", out.module_function);
@@ -123,6 +117,8 @@ const Found& found() {
 }
 
 }  // namespace
+
+bool is_usable() noexcept { return driver() != nullptr && current_pid() == found().owner; }
 
 const Driver* driver() { return found().works ? &found().api : nullptr; }
 std::string why_none() { return found().why_none; }

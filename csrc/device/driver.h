@@ -34,9 +34,6 @@ struct Uuid {
 struct IpcMemory {
   unsigned char bytes[64];
 };
-struct IpcEvent {
-  unsigned char bytes[64];
-};
 
 using HostFunction = void (*)(void* data);
 
@@ -49,13 +46,10 @@ struct Driver {
   Result (*device_name)(char*, int size, Ordinal);
   Result (*device_uuid)(Uuid*, Ordinal);
   Result (*device_memory)(std::size_t*, Ordinal);
-  Result (*device_attribute)(int*, int attribute, Ordinal);
-  Result (*can_access_peer)(int*, Ordinal, Ordinal peer);
   Result (*primary_retain)(ContextHandle*, Ordinal);
   Result (*primary_release)(Ordinal);
   Result (*context_push)(ContextHandle);
   Result (*context_pop)(ContextHandle*);
-  Result (*enable_peer)(ContextHandle, unsigned flags);
   Result (*stream_create)(StreamHandle*, unsigned flags, int priority);
   Result (*stream_destroy)(StreamHandle);
   Result (*stream_query)(StreamHandle);
@@ -64,13 +58,10 @@ struct Driver {
   Result (*stream_capturing)(StreamHandle, int* status);  // 0: into no graph
   Result (*exchange_capture_mode)(int* mode);             // of the calling thread
   Result (*launch_host)(StreamHandle, HostFunction, void*);
-  Result (*write_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
-  Result (*wait_value)(StreamHandle, Address, std::uint64_t, unsigned flags);
   Result (*event_create)(EventHandle*, unsigned flags);
   Result (*event_destroy)(EventHandle);
   Result (*event_record)(EventHandle, StreamHandle);
   Result (*event_query)(EventHandle);
-  Result (*event_synchronize)(EventHandle);
   Result (*memory_allocate)(Address*, std::size_t);
   Result (*memory_free)(Address);
   Result (*memory_range)(Address* base, std::size_t* size, Address);
@@ -83,8 +74,6 @@ struct Driver {
   Result (*ipc_export_memory)(IpcMemory*, Address);
   Result (*ipc_open_memory)(Address*, IpcMemory, unsigned flags);
   Result (*ipc_close_memory)(Address);
-  Result (*ipc_export_event)(IpcEvent*, EventHandle);
-  Result (*ipc_open_event)(EventHandle*, IpcEvent);
   Result (*module_load)(ModuleHandle*, const void* image);
   Result (*module_unload)(ModuleHandle);
   Result (*module_function)(FunctionHandle*, ModuleHandle, const char* name);
@@ -94,24 +83,21 @@ struct Driver {
 };
 
 inline constexpr Result kSuccess = 0;
-inline constexpr Result kPeerAlreadyEnabled = 704;
 inline constexpr Result kNotReady = 600;
 inline constexpr Result kAlreadyRegistered = 712;
 
 inline constexpr unsigned kStreamNonBlocking = 1;  // does not wait for the legacy default stream
 inline constexpr unsigned kEventNoTiming = 2;
-inline constexpr unsigned kEventInterprocess = 4;
 inline constexpr unsigned kHostPortable = 1;  // pinned for every context
 inline constexpr unsigned kIpcLazyPeerAccess = 1;
-inline constexpr unsigned kWaitAtLeast = 0;
 inline constexpr int kCaptureRelaxed = 2;  // no call of this thread disturbs a graph that another one captures
 
-inline constexpr int kAttributePciDomain = 50, kAttributePciBus = 33, kAttributePciDevice = 34;
 inline constexpr int kPointerMemoryType = 2, kPointerOrdinal = 9;
 inline constexpr unsigned kMemoryHost = 1, kMemoryDevice = 2;
 
 // Null where there is none that works: why_none says why.
 const Driver* driver();
+bool is_usable() noexcept;  // false too in a process forked from the one that started the driver: there nothing may be freed
 std::string why_none();
 std::string library();  // where it was found; empty without one
 int version();          // 13000: CUDA 13.0, the newest this driver knows; 0 without one

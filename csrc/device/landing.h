@@ -7,24 +7,42 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include "base/event.h"
 
 namespace zmqpp::device {
 
-class Landing {
+// Whom landings wake. They may outlive him: a device that hangs tells late.
+class Waker {
  public:
-  // `wake` is signalled at the end; it must outlive the streams (Copies::drain).
-  Landing(zmqpp::Event& wake, int parts) : wake_(wake), left_(parts) {}
-
-  bool is_over() const { return left_.load(std::memory_order_acquire) == 0; }
-  void part_over() noexcept {
-    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) wake_.signal();
+  explicit Waker(zmqpp::Event& event) : event_(&event) {}
+  void wake() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (event_ != nullptr) event_->signal();
+  }
+  void close() noexcept {
+    const std::lock_guard lock(mutex_);
+    event_ = nullptr;
   }
 
  private:
-  zmqpp::Event& wake_;
+  std::mutex mutex_;
+  zmqpp::Event* event_;
+};
+
+class Landing {
+ public:
+  Landing(std::shared_ptr<Waker> waker, int parts) : waker_(std::move(waker)), left_(parts) {}
+
+  bool is_over() const { return left_.load(std::memory_order_acquire) == 0; }
+  void part_over() noexcept {
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) waker_->wake();
+  }
+
+ private:
+  const std::shared_ptr<Waker> waker_;
   std::atomic<int> left_;  // streams that are not through yet
 };
 

@@ -16,7 +16,7 @@ Exported::Exported(Device& device, std::size_t size) : device_(device), size_(si
 }
 
 Exported::~Exported() {
-  if (address_ == 0) return;
+  if (address_ == 0 || !is_usable()) return;
   const Current current(device_, std::nothrow);
   driver()->memory_free(address_);
 }
@@ -27,12 +27,14 @@ Opened::Opened(Device& device, const IpcMemory& handle, std::size_t size) : devi
   // Announced sizes are no better than the peer: beyond the end lies a fault that would take the whole context along.
   Address base = 0;
   std::size_t found = 0;
-  if (driver()->memory_range(&base, &found, address_) == kSuccess && base + found - address_ >= size) return;
+  if (driver()->memory_range(&base, &found, address_) != kSuccess) return;  // a driver that cannot say
+  if (base + found - address_ >= size) return;
   driver()->ipc_close_memory(address_);
   throw Error(Code::kDevice, "open", "the peer's device memory is smaller than the " + std::to_string(size) + " bytes announced");
 }
 
 Opened::~Opened() {
+  if (!is_usable()) return;
   const Current current(device_, std::nothrow);
   driver()->ipc_close_memory(address_);
 }

@@ -22,6 +22,7 @@ Pinned::Pinned(Device& device, std::size_t size) : device_(device), size_(size) 
 }
 
 Pinned::~Pinned() {
+  if (!is_usable()) return;
   const Current current(device_, std::nothrow);
   driver()->host_free(bytes_);
 }
@@ -32,7 +33,7 @@ Registered::Registered(Device& device, void* bytes, std::size_t size) : device_(
 }
 
 Registered::~Registered() {
-  if (abandoned_) return;
+  if (abandoned_ || !is_usable()) return;
   const Current current(device_, std::nothrow);
   driver()->host_unregister(bytes_);
 }

@@ -17,7 +17,9 @@ Event::Event(Device& device) : device_(&device) {
 Event::Event(Event&& other) noexcept : device_(other.device_), handle_(std::exchange(other.handle_, nullptr)) {}
 
 Event::~Event() {
-  if (handle_ != nullptr) driver()->event_destroy(handle_);
+  if (handle_ == nullptr || !is_usable()) return;
+  const Current current(*device_, std::nothrow);
+  driver()->event_destroy(handle_);
 }
 
 void Event::record(StreamHandle stream) {
@@ -40,7 +42,9 @@ Stream::Stream(Device& device) : device_(device) {
 }
 
 Stream::~Stream() {
-  if (handle_ != nullptr) driver()->stream_destroy(handle_);
+  if (handle_ == nullptr || !is_usable()) return;
+  const Current current(device_, std::nothrow);
+  driver()->stream_destroy(handle_);
 }
 
 void Stream::after(const Event& event) { hold_back(device_, handle_, event); }

@@ -3,15 +3,21 @@
 #include "base/error.h"
 
 namespace zmqpp::engine {
+namespace {
+
+void refuse_capture(device::Device& device, device::StreamHandle stream) {
+  if (!device::is_capturing(device, stream)) return;
+  throw Error(Code::kUnsupported, "send",
+              "the current stream captures a CUDA graph, which cannot hold a send or its wait; do it before or after the capture");
+}
+
+}  // namespace
 
 std::shared_ptr<Flight> Flight::begin(const Streams& streams) {
   auto flight = std::make_shared<Flight>();
   for (const auto& [ordinal, stream] : streams) {
     device::Device& on = device::Device::of(ordinal);
-    if (device::is_capturing(on, stream)) {
-      throw Error(Code::kUnsupported, "send",
-                  "the current stream captures a CUDA graph, which cannot hold a send; send before or after the capture");
-    }
+    refuse_capture(on, stream);
     Part& part = flight->parts_.emplace_back(Part{device::Event(on), device::Event(on)});
     part.ready.record(stream);
   }
@@ -29,7 +35,9 @@ void Flight::finish(device::Copies& copies) {
 void Flight::hold_back(device::Ordinal ordinal, device::StreamHandle stream) const {
   for (const Part& part : parts_) {
     device::Device& on = part.copied.device();
-    if (on.ordinal() == ordinal) device::hold_back(on, stream, part.copied);
+    if (on.ordinal() != ordinal) continue;
+    refuse_capture(on, stream);
+    device::hold_back(on, stream, part.copied);
   }
 }
 

@@ -56,6 +56,7 @@ Link::Link(Options options)
       owner_(current_pid()),
       budget_(options_.queue_bytes, options_.queue_items),
       context_(std::make_unique<net::Context>(io_threads())) {
+  if (options_.device >= 0) device::Device::of(options_.device);  // takes a second: before anybody waits for an answer
   if (!options_.bind.empty()) {
     const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
     pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
@@ -129,6 +130,7 @@ void Link::reopen_receive() {
   const std::shared_ptr<Receiving> old = receiving();
   old->receiver.close();
   old->inbox.detach();
+  sweep_arrivals();
   std::shared_ptr<Receiving> fresh = make_receiving();
   const std::lock_guard halves(halves_);
   receiving_ = std::move(fresh);

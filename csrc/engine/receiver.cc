@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/duration.h"
 #include "base/thread.h"
+#include "engine/arrival.h"
 #include "engine/frame.h"
 
 namespace zmqpp::engine {
@@ -119,8 +120,14 @@ Lane Receiver::lane() const {
 
 void Receiver::use_device(device::Ordinal ordinal) {
   const std::lock_guard reading(reading_);
-  if (std::exchange(device_, ordinal) == ordinal) return;
-  if (lane_ != Lane::kUndecided) pin_arrivals();
+  if (device_ == ordinal) return;
+  const device::Ordinal before = std::exchange(device_, ordinal);
+  try {
+    if (lane_ != Lane::kUndecided) pin_arrivals();
+  } catch (...) {
+    device_ = before;  // the next call tries again
+    throw;
+  }
 }
 
 // What comes for a device lies in pinned memory until the device has it.
@@ -129,6 +136,7 @@ void Receiver::pin_arrivals() {
   device::Device& device = device::Device::of(device_);
   if (ring_) {
     ring_->use_device(device);
+    ring_->pin();
   } else {
     assembly_.use(std::make_shared<memory::PinnedSlab>(device, options_.pinned_bytes));
   }
@@ -182,6 +190,7 @@ bool Receiver::turn() {
   bool caller_reads = false;
   {
     const std::lock_guard reading(reading_);
+    if (device_ >= 0) sweep_arrivals();
     if (read_turn(room)) return true;
     caller_reads = caller_ns_ != 0 && now_ns() - caller_ns_ < kCallerPause_ns;
     if (!caller_reads) caller_ns_ = 0;
@@ -377,12 +386,14 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       return kNotWanted;
     }
     if (device_ >= 0) ring->use_device(device::Device::of(device_));
+    // Before the memory is pinned: the sender does not wait long.
     if (!ring->answer(wire::SegmentState::kAccepted)) return "the sender did not wait for it";
     {
       const std::lock_guard lock(mutex_);
       ring_ = ring;
     }
     inbox_.attach(ring, who());
+    if (device_ >= 0) ring->pin();
     return "";
   } catch (const Error& e) {
     return options_.lane == LaneChoice::kSocket ? kNotWanted : e.detail();

@@ -39,28 +39,32 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
   }
 }
 
-void RingReader::use_device(device::Device& device) {
-  pin(device);
-  device_.store(&device);
-}
-
-// The front of it, where nearly everything lies: what lies behind is staged by CUDA, which is slower, not wrong.
-void RingReader::pin(device::Device& device) {
-  if (pinned_end_.load() != nullptr) return;
+// The front of it, where nearly everything lies: what lies behind is staged by CUDA.
+void RingReader::pin() noexcept {
+  device::Device* const device = device_.load();
+  if (device == nullptr || pinned_end_.load() != nullptr) return;
   const std::size_t payload = segment_.size() - wire::payload_offset();
   const std::size_t size = memory::pinnable(std::min(pinned_bytes_, payload)) / wire::kPage * wire::kPage;
   if (size == 0) return;
-  segment_.pin(device, wire::payload_offset(), size);
-  pinned_end_ = segment_.bytes() + wire::payload_offset() + size;
+  try {
+    segment_.pin(*device, wire::payload_offset(), size);
+    pinned_end_ = segment_.bytes() + wire::payload_offset() + size;
+  } catch (const Error&) {
+    // All of it is staged, then.
+  }
+}
+
+bool RingReader::is_device_offered() const {
+  return head().device_state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(wire::DeviceState::kOffered);
 }
 
 // Before each dict, because the sender offers its device memory when it first has tensors there.
 void RingReader::look_at_device() {
+  if (!is_device_offered() || std::exchange(device_answered_, true)) return;  // once: opening takes its time
   wire::SegmentHead& shared = head();
-  if (shared.device_state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(wire::DeviceState::kOffered)) return;
   auto answer = wire::DeviceState::kRefused;
   device::Device* const device = device_.load();
-  if (device != nullptr && may_use_devices_ && !opened_) {
+  if (device != nullptr && may_use_devices_) {
     device::IpcMemory handle;
     std::memcpy(handle.bytes, shared.device_handle, sizeof handle.bytes);
     try {
@@ -290,7 +294,8 @@ void RingReader::sleep(std::uint32_t seen, const Deadline& deadline) {
   wire::SegmentHead& shared = head();
   shared.attention.fetch_add(wire::kSleeperUnit);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (!ready()) futex_wait(shared.bell, seen, deadline);
+  const bool asked = is_device_offered() && !reads_devices();
+  if (!ready() && !asked) futex_wait(shared.bell, seen, deadline);
   shared.attention.fetch_sub(wire::kSleeperUnit);
 }
 

@@ -33,7 +33,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
  public:
   RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options, std::shared_ptr<Stats> stats);
 
-  void use_device(device::Device& device);  // dicts go there: the memory is pinned, the sender's device memory opened
+  void use_device(device::Device& device) { device_.store(&device); }  // dicts go there
+  void pin() noexcept;                                                 // for copies to that device; slower, not wrong, without
   bool reads_devices() const { return opened_ready_.load(std::memory_order_acquire); }
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
@@ -57,7 +58,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const std::uint8_t* body(const wire::EntryView& view) const;
   void check_body(const wire::EntryView& view) const;
   std::optional<Dict> take_entry(const wire::EntryView& view);
-  void pin(device::Device& device);
+  bool is_device_offered() const;
   void look_at_device();
   Dict take_whole(const wire::EntryView& view);
   Dict take_remote(const wire::EntryView& view);
@@ -78,6 +79,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   std::atomic<const std::uint8_t*> pinned_end_{nullptr};
   std::atomic<device::Device*> device_{nullptr};
   std::unique_ptr<device::Opened> opened_;  // set once, under the inbox's mutex
+  bool device_answered_ = false;
   std::atomic<bool> opened_ready_{false};
   Spin spin_;
   std::atomic<std::uint64_t> taken_{0};

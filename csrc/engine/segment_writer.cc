@@ -171,12 +171,13 @@ std::string SegmentWriter::held_text(const std::string& receiver) {
 // ---- writing ----------------------------------------------------------------------------------------------------
 
 void SegmentWriter::pin(device::Device& device) {
-  if (std::exchange(is_pinned_, true)) return;
+  if (is_pinned_) return;
   const std::uint64_t wanted = std::min<std::uint64_t>(payload_bytes_, committed_ + memory::pinnable(pinned_bytes_));
   if (wanted > committed_) commit(wanted);
   const std::uint64_t size = std::min({wanted, committed_, pinned_bytes_}) / wire::kPage * wire::kPage;
   arena_.shrink(size);
   segment_.pin(device, wire::payload_offset(), size);
+  is_pinned_ = true;
 }
 
 std::optional<SegmentWriter::Place> SegmentWriter::place(wire::EntryKind kind, std::uint64_t size) {

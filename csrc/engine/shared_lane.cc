@@ -121,7 +121,8 @@ bool SharedLane::is_device_decided() const {
 
 bool SharedLane::write_whole() {
   Current& now = *current_;
-  if (now.item.flight && writer_->fits_device(bytes_on_devices(now.body))) {
+  const bool few = now.item.flight && count_on_devices(now.body) <= wire::kMaxRemoteParts;
+  if (few && writer_->fits_device(bytes_on_devices(now.body))) {
     const auto place = writer_->place_remote(now.body, now.mark);
     if (place) begin_remote(*place);
     return place.has_value();
@@ -133,7 +134,8 @@ bool SharedLane::write_whole() {
 
 void SharedLane::begin_remote(const SegmentWriter::Place& place) {
   Current& now = *current_;
-  went_remote_ = now.started = true;
+  went_remote_ = true;
+  now.started = true;
   now.left = 0;
   now.item.flight->start(copies_);
   writer_->fill_remote(place, now.body, now.mark, copies_);
@@ -209,12 +211,6 @@ bool SharedLane::holds_device_memory() const {
   return writer_ && writer_->holds_device_memory();
 }
 
-Lane SharedLane::lane() const {
-  const std::lock_guard lock(mutex_);
-  const bool agreed = writer_ && writer_->device_state() == wire::DeviceState::kAccepted;
-  return agreed || went_remote_ ? Lane::kDevice : Lane::kShared;
-}
-
 bool SharedLane::idle() const {
   const std::lock_guard lock(mutex_);
   return !current_ && !cancel_ && queue_.empty() && begun_.empty() && late_.empty();
@@ -259,12 +255,7 @@ void SharedLane::fail_late() {
   const Error error(Code::kPoolTimeout, "send",
                     "no room for a dict until its deadline: " + writer_->held_text(options_.next) +
                         "; the dict was not delivered, the link goes on");
-  for (Outgoing& item : late_) {
-    leave_flight(item, stats_);
-    budget_.release(item.held_bytes, 1);
-    item.ticket->fail(error);
-  }
-  late_.clear();
+  fail_all(late_, error);
 }
 
 bool SharedLane::owes_nudge() {
@@ -289,26 +280,33 @@ void SharedLane::wake() {
 
 void SharedLane::close(const Error& reason) noexcept {
   const std::lock_guard lock(mutex_);
+  fail_all(queue_, reason);
+  if (current_ && !current_->started) fail_one(current_->item, reason);
   const bool drained = copies_.drain(Deadline::after(kDrain_s));
   for (Begun& one : begun_) {
-    if (one.item) late_.push_back(std::move(*one.item));
+    if (one.item) fail_one(*one.item, reason);
   }
-  if (current_) late_.push_back(std::move(current_->item));
-  for (Outgoing& item : queue_) late_.push_back(std::move(item));
+  if (current_ && current_->started) fail_one(current_->item, reason);
+  fail_all(late_, reason);
   begun_.clear();
   current_.reset();
-  queue_.clear();
-  for (Outgoing& item : late_) {
-    leave_flight(item, stats_);
-    budget_.release(item.held_bytes, 1);
-    item.ticket->fail(reason);
-  }
-  late_.clear();
   // A receiver that is there may still read from the device memory; one that is gone does not.
   const bool gone = reason.code() == Code::kPeerLost || reason.code() == Code::kPeerClosed;
   if (writer_ && !gone) writer_->keep_device_memory();
   if (writer_ && !drained) writer_->abandon();
   writer_.reset();
+}
+
+template <typename Items>
+void SharedLane::fail_all(Items& items, const Error& reason) {
+  for (Outgoing& item : items) fail_one(item, reason);
+  items.clear();
+}
+
+void SharedLane::fail_one(Outgoing& item, const Error& reason) {
+  leave_flight(item, stats_);
+  budget_.release(item.held_bytes, 1);
+  item.ticket->fail(reason);
 }
 
 }  // namespace zmqpp::engine

@@ -8,6 +8,7 @@
 // Errors: what the writer throws (the link fails then); a late item's ticket gets kPoolTimeout, the link goes on.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -39,7 +40,7 @@ class SharedLane {
   void try_pump();          // unless another thread is about it
   bool idle() const;
   bool holds_device_memory() const;  // that the receiver has not read yet: this side must not leave
-  Lane lane() const;                 // kShared, or kDevice
+  Lane lane() const { return went_remote_ ? Lane::kDevice : Lane::kShared; }
   bool expire();            // true: something was removed
   Deadline soonest() const;
   std::uint32_t room() const { return writer_->room(); }
@@ -82,6 +83,9 @@ class SharedLane {
   void publish_landed();
   void finish(Outgoing& item);
   void fail_late();
+  template <typename Items>
+  void fail_all(Items& items, const Error& reason);
+  void fail_one(Outgoing& item, const Error& reason);
   bool is_starved();
 
   const Options options_;
@@ -97,7 +101,7 @@ class SharedLane {
   std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
   Deadline patience_ = Deadline::never();
   bool nudge_ = false;
-  bool went_remote_ = false;  // what lane() says when all is over
+  std::atomic<bool> went_remote_{false};  // a dict has taken the way from device to device
 };
 
 }  // namespace zmqpp::engine

@@ -340,7 +340,11 @@ Deadline Stream::wait_until(Progress progress) const {
 }
 
 void Stream::fail(const Error& reason) {
-  if (!copies_.drain(Deadline::after(kDrain_s))) pool_.abandon();
+  if (!copies_.drain(Deadline::after(kDrain_s))) {
+    // The device may still write into them: neither the pool nor these chunks are ever used again.
+    pool_.abandon();
+    for (Begun& one : begun_) new net::Message(std::move(one.frame));
+  }
   begun_.clear();
   const auto drop = [&](Outgoing& item) {
     leave_flight(item, stats_);

@@ -49,7 +49,12 @@ class SendTicket {
   bool is_sent() const { return read(sent_); }
   bool is_settled() const { return read(settled_); }  // copied or failed: the engine reads the source no more
 
-  bool wait_started(const Deadline& deadline) { return wait(started_, deadline); }
+  bool wait_started(const Deadline& deadline) {
+    if (!wait(started_, deadline)) return false;
+    const std::lock_guard lock(mutex_);
+    if (error_) throw *error_;  // it failed after it had begun
+    return true;
+  }
   bool wait_copied(const Deadline& deadline) { return wait(copied_, deadline); }
   bool wait_sent(const Deadline& deadline) { return wait(sent_, deadline); }
 

@@ -14,6 +14,7 @@ std::shared_ptr<ReceiveBlock> PinnedSlab::take(std::size_t size) {
 }
 
 void PinnedSlab::take_back(std::uint64_t lease, std::size_t size) noexcept {
+  if (!device::is_usable()) return;  // a fork's copy of the tensor died; the mutex may be held by a thread that is not here
   const std::lock_guard lock(mutex_);
   arena_.give_back(lease, size);
   --lent_;

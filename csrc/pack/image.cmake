@@ -3,7 +3,7 @@
 #
 #   cmake -DNVCC=... -DSOURCES=csrc -DIMAGE=work.fatbin -DOUT=image.cc -P image.cmake
 
-set(wanted 80 90 100)  # A100, H100 and H200, B200; later ones, and those between, take sm_80's PTX or code
+set(wanted 80 90 100 120)  # A100, H100 and H200, B200, RTX 50; others take sm_80's code or PTX
 
 function(write_image bytes has why)
   file(WRITE "${OUT}" "#include \"pack/image.h\"\n\nnamespace zmqpp::pack {\nalignas(64) const unsigned char kImage[] = {${bytes}};\n"
@@ -32,7 +32,7 @@ if(failed OR NOT codes)
 endif()
 execute_process(
   COMMAND "${NVCC}" -std=c++17 -O3 -fmad=false -fatbin "-I${SOURCES}" ${codes} -gencode arch=compute_80,code=compute_80
-    -Xfatbin -compress-all "${SOURCES}/pack/kernels.cu" -o "${IMAGE}"
+    --no-compress "${SOURCES}/pack/kernels.cu" -o "${IMAGE}"
   OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE failed)
 if(failed)
   message(STATUS "${said}")

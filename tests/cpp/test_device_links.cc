@@ -1,5 +1,8 @@
 // Dicts of tensors on devices over every lane. The fake driver's streams are late and overtake one another: a copy that does
 // not wait for the right event reads or writes the wrong bytes.
+#include <dlfcn.h>
+
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -122,6 +125,30 @@ TEST(a_lost_receiver_fails_what_is_under_way) {
     compute.finish();
     pair.close(0);
   }
+}
+
+// Neither a send, nor its wait, nor a receive may become part of a graph; nothing is lost by the refusal.
+TEST(a_stream_that_captures_a_graph_is_refused) {
+  using Capture = int (*)(void*, int);
+  const auto capture = reinterpret_cast<Capture>(::dlsym(::dlopen(std::getenv("ZMQPP_CUDA_LIBRARY"), RTLD_NOW), "fake_capture"));
+  CHECK(capture != nullptr);
+  const DevicePair pair("shm", 0, 0, 60);
+  Compute compute(0), arrivals(0);
+  const Memory tensor(0, 100'000);
+  const SendTicketPtr ticket = devices::send(*pair.sender, {tensor.span()}, {{0, compute.handle()}}, 1);
+  CHECK(ticket->wait_started(Deadline::after(kLong_s)));
+  const std::optional<Dict> dict = receive(*pair.receiver);
+  CHECK(dict);
+  const std::vector<Target> targets{{tensor.bytes(), 0, tensor.size()}};
+  capture(compute.handle(), 1);
+  CHECK_ERROR(Code::kUnsupported, devices::send(*pair.sender, {tensor.span()}, {{0, compute.handle()}}, 2));
+  CHECK_ERROR(Code::kUnsupported, (ticket->flight()->hold_back(0, compute.handle()), 0));
+  CHECK_ERROR(Code::kUnsupported, (start_arrival(dict->block, targets, 0, arrivals.handle(), compute.handle()), 0));
+  capture(compute.handle(), 0);
+  ticket->flight()->hold_back(0, compute.handle());
+  start_arrival(dict->block, targets, 0, arrivals.handle(), compute.handle());
+  compute.finish();
+  pair.close();
 }
 
 // A dict that its deadline cuts off is settled only when the device has stopped reading; the link goes on.

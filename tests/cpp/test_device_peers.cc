@@ -69,6 +69,19 @@ ROLE(sender, arguments) {
   CHECK_EQUAL(device_memories(), 0);
 }
 
+// COUNT: sends one dict of that many small tensors, and leaves when they have been read.
+ROLE(many, arguments) {
+  const auto link = open_link(peer_options(endpoint("ipc"), "", LaneChoice::kAuto, 0));
+  say(link->bound());
+  const Memory memory(0, 64);
+  Compute compute(0);
+  for (std::uint64_t tag = 0; tag < 3; ++tag) {
+    const std::vector<Span> payload(std::stoul(arguments[0]), memory.span());
+    CHECK(devices::send(*link, payload, {{0, compute.handle()}}, tag)->wait_copied(Deadline::after(kLong_s)));
+  }
+  link->close(kLong_s);
+}
+
 // LANE WHERE: takes dicts until it is killed.
 ROLE(receiver, arguments) {
   const auto link = open_link(peer_options("", arguments[1], lane_named(arguments[0]), 0));
@@ -106,6 +119,19 @@ TEST(a_lane_that_was_asked_for_and_cannot_be_had_is_an_error_that_says_why) {
   CHECK_ERROR(Code::kPeerLost, receive(*link));
   CHECK(child.read_line().find("lane cuda_ipc was asked for: next has no device") != std::string::npos);
   link->close(0);
+}
+
+TEST(a_dict_of_more_tensors_than_a_table_holds_goes_through_the_segment) {
+  for (const std::size_t count : {wire::kMaxRemoteParts, wire::kMaxRemoteParts + 1}) {
+    Child child("many", {std::to_string(count)});
+    const auto link = open_link(peer_options("", child.read_line(), LaneChoice::kAuto, 0));
+    for (std::uint64_t tag = 0; tag < 3; ++tag) {
+      const std::optional<Dict> dict = receive(*link);
+      CHECK(dict && dict->tag == tag && dict->block->size() == count * 64);
+      CHECK(dict->block->remote().size() <= wire::kMaxRemoteParts);
+    }
+    link->close(0);
+  }
 }
 
 TEST(a_platform_that_shares_no_device_memory_uses_the_segment) {

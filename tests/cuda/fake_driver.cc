@@ -155,6 +155,8 @@ CUDA cuStreamIsCapturing(void* stream, int* status) {
   if (found == nullptr) return kNoContext;
   return *status = found->is_capturing() ? 1 : 0, 0;
 }
+// Not CUDA's: as if the stream captured a graph.
+CUDA fake_capture(void* stream, int on) { return static_cast<Stream*>(stream)->capture(on != 0), 0; }
 CUDA cuThreadExchangeStreamCaptureMode(int* mode) {
   thread_local int own = 0;  // global, as with CUDA
   return std::swap(own, *mode), 0;

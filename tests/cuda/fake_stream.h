@@ -48,7 +48,8 @@ class Stream {
     work_.push_back(std::move(work));
     changed_.notify_all();
   }
-  bool is_capturing() const { return false; }
+  bool is_capturing() const { return capturing_; }
+  void capture(bool on) { capturing_ = on; }
   bool idle() {
     const std::lock_guard lock(mutex_);
     return work_.empty();
@@ -76,6 +77,7 @@ class Stream {
   std::condition_variable changed_;
   std::deque<std::function<void()>> work_;
   bool closing_ = false;
+  std::atomic<bool> capturing_{false};
   std::thread thread_;
 };
 
