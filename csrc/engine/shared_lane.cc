@@ -79,7 +79,7 @@ SharedLane::Progress SharedLane::pump_locked() {
       queue_.pop_front();
     }
     const bool written = write_current();
-    nudge_ |= writer_->take_nudge_request() || !written;
+    nudge_ |= !written;  // pieces: the receiver shall make room
     if (!written) {
       publish_landed();
       return begun_.empty() ? Progress::kNoRoom : Progress::kLanding;
@@ -184,6 +184,7 @@ void SharedLane::publish_landed() {
     if (next.landing && !next.landing->is_over()) return copies_.check();
     if (next.landing) writer_->sum_up(next.place);
     writer_->publish(next.place, next.mark);
+    nudge_ |= writer_->take_nudge_request();  // after it is there: who arms himself before that looks for it himself
     if (next.item) finish(*next.item);
     begun_.pop_front();
   }
