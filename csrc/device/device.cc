@@ -83,14 +83,4 @@ Current::~Current() {
   driver()->context_pop(&ours);
 }
 
-Ordinal ordinal_of(Address address) {
-  const Driver* api = driver();
-  unsigned kind = 0;
-  if (api == nullptr || api->pointer_attribute(&kind, kPointerMemoryType, address) != kSuccess) return -1;
-  Ordinal ordinal = -1;
-  if (kind != kMemoryDevice) return -1;
-  check(api->pointer_attribute(&ordinal, kPointerOrdinal, address), "send", "the device of a tensor");
-  return ordinal;
-}
-
 }  // namespace zmqpp::device

@@ -48,7 +48,4 @@ class Current {
   int capture_mode_ = kCaptureRelaxed;  // the thread's own, while this lives
 };
 
-// Of memory that CUDA knows: the device it is on; -1: the host's, pinned or not.
-Ordinal ordinal_of(Address address);
-
 }  // namespace zmqpp::device

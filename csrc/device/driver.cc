@@ -58,7 +58,6 @@ std::string resolve_all(void* library, Driver& out) {
   find("cuMemFree_v2", out.memory_free);
   find("cuMemGetAddressRange_v2", out.memory_range);
   find("cuMemcpyAsync", out.copy);
-  find("cuPointerGetAttribute", out.pointer_attribute);
   find("cuMemHostAlloc", out.host_allocate);
   find("cuMemFreeHost", out.host_free);
   find("cuMemHostRegister_v2", out.host_register);

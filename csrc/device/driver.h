@@ -66,7 +66,6 @@ struct Driver {
   Result (*memory_free)(Address);
   Result (*memory_range)(Address* base, std::size_t* size, Address);
   Result (*copy)(Address to, Address from, std::size_t, StreamHandle);  // whichever kind of memory both are
-  Result (*pointer_attribute)(void* out, int attribute, Address);
   Result (*host_allocate)(void**, std::size_t, unsigned flags);
   Result (*host_free)(void*);
   Result (*host_register)(void*, std::size_t, unsigned flags);
@@ -91,9 +90,6 @@ inline constexpr unsigned kEventNoTiming = 2;
 inline constexpr unsigned kHostPortable = 1;  // pinned for every context
 inline constexpr unsigned kIpcLazyPeerAccess = 1;
 inline constexpr int kCaptureRelaxed = 2;  // no call of this thread disturbs a graph that another one captures
-
-inline constexpr int kPointerMemoryType = 2, kPointerOrdinal = 9;
-inline constexpr unsigned kMemoryHost = 1, kMemoryDevice = 2;
 
 // Null where there is none that works: why_none says why.
 const Driver* driver();
