@@ -11,10 +11,6 @@ using engine::SendTicket;
 
 namespace {
 
-std::vector<int> devices_of(const SendTicket& ticket) {
-  return ticket.flight() ? ticket.flight()->devices() : std::vector<int>{};
-}
-
 void hold_back(const SendTicket& ticket, int ordinal, std::uintptr_t stream) {
   if (ticket.flight()) ticket.flight()->hold_back(ordinal, reinterpret_cast<device::StreamHandle>(stream));
 }
@@ -26,7 +22,7 @@ void register_tickets(py::module_& m) {
       .def("is_copied", &SendTicket::is_copied)
       .def("is_sent", &SendTicket::is_sent)
       .def("is_settled", &SendTicket::is_settled)
-      .def("devices", &devices_of)
+      .def("is_abandoned", &SendTicket::is_abandoned)
       .def("hold_back", &hold_back)
       .def("wait_started",
            [](SendTicket& ticket, double timeout_s) {

@@ -33,10 +33,15 @@ Opened::Opened(Device& device, const IpcMemory& handle, std::size_t size) : devi
   throw Error(Code::kDevice, "open", "the peer's device memory is smaller than the " + std::to_string(size) + " bytes announced");
 }
 
-Opened::~Opened() {
-  if (!is_usable()) return;
+Opened::~Opened() { close(); }
+
+bool Opened::close() noexcept {
+  if (address_ == 0) return true;
+  if (!is_usable()) return false;
   const Current current(device_, std::nothrow);
-  driver()->ipc_close_memory(address_);
+  if (driver()->ipc_close_memory(address_) != kSuccess) return false;
+  address_ = 0;
+  return true;
 }
 
 }  // namespace zmqpp::device

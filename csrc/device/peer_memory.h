@@ -3,8 +3,8 @@
 // Owns: Exported the memory, Opened the mapping. Blocks? all four constructors and destructors, which the driver takes its time
 //   for: when a link opens and closes. Thread: any. Errors: kDevice, with the driver's reason: no such device there, no access
 //   between the two, the same process, a platform without CUDA IPC.
-// Lifetime: Exported must outlive what others have asked to be copied. When its process is killed the driver keeps the memory
-//   until it has been closed everywhere.
+// Lifetime: Exported must outlive every Opened of it: to free it earlier is undefined. When its process is killed the driver
+//   keeps the memory until it has been closed everywhere.
 // Source: CUDA driver API, cuIpcGetMemHandle, cuIpcOpenMemHandle.
 #pragma once
 
@@ -37,6 +37,7 @@ class Opened {
  public:
   Opened(Device& device, const IpcMemory& handle, std::size_t size);  // kDevice too if it is smaller than `size`
   ~Opened();
+  bool close() noexcept;  // false: the driver does not, so it must be taken for open. Nothing copies from it any more
   Opened(const Opened&) = delete;
   Opened& operator=(const Opened&) = delete;
 

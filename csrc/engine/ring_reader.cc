@@ -30,7 +30,7 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
       stats_(std::move(stats)),
       segment_(memory::Segment::open(hello.segment, wire::payload_offset() + hello.segment_bytes)),
       pinned_bytes_(options.pinned_bytes),
-      may_use_devices_(may_use_devices(options.lane)),
+      lane_(options.lane),
       spin_(options.spin_us) {
   try {
     wire::check_segment(head(), segment_.size(), session);
@@ -39,12 +39,36 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
   }
 }
 
-// The front of it, where nearly everything lies: what lies behind is staged by CUDA.
+// In a fork's copy nothing is closed: it is the parent's.
+RingReader::~RingReader() {
+  if (!opened_ || current_pid() != owner_) return;
+  if (opened_->close()) {
+    head().device_state.store(static_cast<std::uint32_t>(wire::DeviceState::kClosed), std::memory_order_release);
+  } else {
+    segment_.abandon();  // with its lock: the sender must go on taking it for open
+  }
+}
+
 void RingReader::pin() noexcept {
+  try {
+    pin_front(false);
+  } catch (const Error&) {
+    // The next take says so.
+  }
+}
+
+// What the sender has pinned, where nearly everything lies: what lies behind is staged by CUDA. A sender pins with its first
+// tensor of a device, before it publishes that; one that has only the host's never does, and then this side chooses.
+void RingReader::pin_front(bool is_last_chance) {
   device::Device* const device = device_.load();
-  if (device == nullptr || pinned_end_.load() != nullptr) return;
+  if (device == nullptr || pin_decided_.load()) return;
+  const std::lock_guard lock(pin_mutex_);
   const std::size_t payload = segment_.size() - wire::payload_offset();
-  const std::size_t size = memory::pinnable(std::min(pinned_bytes_, payload)) / wire::kPage * wire::kPage;
+  const std::uint64_t theirs = head().pinned_bytes.load(std::memory_order_acquire);
+  wire::check_pinned(theirs, payload);
+  if ((theirs == 0 && !is_last_chance) || pin_decided_.exchange(true)) return;
+  const std::size_t ours = theirs > 0 ? pinned_bytes_ : memory::pinnable(std::min(pinned_bytes_, payload));
+  const std::size_t size = (theirs > 0 ? std::min<std::size_t>(theirs, ours) : ours) / wire::kPage * wire::kPage;
   if (size == 0) return;
   try {
     segment_.pin(*device, wire::payload_offset(), size);
@@ -60,24 +84,38 @@ bool RingReader::is_device_offered() const {
 
 // Before each dict, because the sender offers its device memory when it first has tensors there.
 void RingReader::look_at_device() {
-  if (!is_device_offered() || std::exchange(device_answered_, true)) return;  // once: opening takes its time
+  if (!is_device_offered() || device_answered_.exchange(true)) return;  // once: opening takes its time
   wire::SegmentHead& shared = head();
-  auto answer = wire::DeviceState::kRefused;
-  device::Device* const device = device_.load();
-  if (device != nullptr && may_use_devices_) {
-    device::IpcMemory handle;
-    std::memcpy(handle.bytes, shared.device_handle, sizeof handle.bytes);
-    try {
-      opened_ = std::make_unique<device::Opened>(*device, handle, shared.device_bytes);
-      opened_ready_.store(true, std::memory_order_release);
-      answer = wire::DeviceState::kAccepted;
-    } catch (const Error&) {
-      // Then tensors come through the segment; the sender says so where that was forbidden.
-    }
-  }
+  const bool held = segment_.hold();  // first: who is not seen to hold it is taken for dead, and has nothing open
+  auto offered = static_cast<std::uint32_t>(wire::DeviceState::kOffered);
+  if (!shared.device_state.compare_exchange_strong(offered, static_cast<std::uint32_t>(wire::DeviceState::kOpening))) return;
+  device_reason_ = held ? open_device() : "the segment cannot be locked";
+  const auto answer = device_reason_.empty() ? wire::DeviceState::kAccepted : wire::DeviceState::kRefused;
+  wire::write_reason(shared, device_reason_);
+  device_refused_.store(!device_reason_.empty(), std::memory_order_release);
+  opened_ready_.store(device_reason_.empty(), std::memory_order_release);
   shared.device_state.store(static_cast<std::uint32_t>(answer), std::memory_order_release);
   shared.room.fetch_add(1);
   futex_wake_all(shared.room);  // a sender that may not go on without it
+}
+
+// Empty, or why not: then tensors come through the segment, and the sender says so where that was forbidden.
+std::string RingReader::open_device() {
+  device::Device* const device = device_.load();
+  if (!may_use_devices(lane_)) return "it was told to use shm";
+  if (device == nullptr) return "it receives to no device of CUDA";
+  device::IpcMemory handle;
+  std::memcpy(handle.bytes, head().device_handle, sizeof handle.bytes);
+  try {
+    opened_ = std::make_unique<device::Opened>(*device, handle, head().device_bytes);
+  } catch (const Error& e) {
+    return e.detail();
+  }
+  return "";
+}
+
+std::string RingReader::device_reason() const {
+  return device_refused_.load(std::memory_order_acquire) ? "not cuda_ipc: " + device_reason_ : "";
 }
 
 bool RingReader::answer(wire::SegmentState state) {
@@ -107,6 +145,7 @@ std::optional<Dict> RingReader::take() {
   if (broken_) throw *broken_;
   look_at_device();
   try {
+    if (ready()) pin_front(true);
     while (ready()) {
       const auto view = wire::read_entry(next_entry(), segment_.size() - wire::payload_offset(), limits_);
       const std::uint64_t taken = taken_.fetch_add(1, std::memory_order_relaxed) + 1;
@@ -294,7 +333,7 @@ void RingReader::sleep(std::uint32_t seen, const Deadline& deadline) {
   wire::SegmentHead& shared = head();
   shared.attention.fetch_add(wire::kSleeperUnit);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  const bool asked = is_device_offered() && !reads_devices();
+  const bool asked = is_device_offered() && !device_answered_.load();  // whatever an odd sender offers after the answer
   if (!ready() && !asked) futex_wait(shared.bell, seen, deadline);
   shared.attention.fetch_sub(wire::kSleeperUnit);
 }

@@ -32,9 +32,13 @@ namespace zmqpp::engine {
 class RingReader : public memory::Lender, public std::enable_shared_from_this<RingReader> {
  public:
   RingReader(const wire::Hello& hello, std::uint64_t session, const Options& options, std::shared_ptr<Stats> stats);
+  ~RingReader() override;  // closes the sender's device memory, and says so: nothing reads from it then
+  RingReader(const RingReader&) = delete;
+  RingReader& operator=(const RingReader&) = delete;
 
   void use_device(device::Device& device) { device_.store(&device); }  // dicts go there
-  void pin() noexcept;                                                 // for copies to that device; slower, not wrong, without
+  void pin() noexcept;  // what the sender has pinned by now, for copies to that device; slower, not wrong, without
+  std::string device_reason() const;  // why the sender's device memory was refused; empty: it was not
   bool reads_devices() const { return opened_ready_.load(std::memory_order_acquire); }
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
@@ -60,6 +64,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   std::optional<Dict> take_entry(const wire::EntryView& view);
   bool is_device_offered() const;
   void look_at_device();
+  std::string open_device();
+  void pin_front(bool is_last_chance);
   Dict take_whole(const wire::EntryView& view);
   Dict take_remote(const wire::EntryView& view);
   std::shared_ptr<memory::ReceiveBlock> lend(const wire::EntryView& view);
@@ -75,12 +81,16 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   std::shared_ptr<Stats> stats_;
   memory::Segment segment_;
   const std::size_t pinned_bytes_;  // at most
-  const bool may_use_devices_;
+  const LaneChoice lane_;
   std::atomic<const std::uint8_t*> pinned_end_{nullptr};
   std::atomic<device::Device*> device_{nullptr};
   std::unique_ptr<device::Opened> opened_;  // set once, under the inbox's mutex
-  bool device_answered_ = false;
+  std::atomic<bool> device_answered_{false};
   std::atomic<bool> opened_ready_{false};
+  std::string device_reason_;  // of a refusal, from when the next says so
+  std::atomic<bool> device_refused_{false};
+  std::mutex pin_mutex_;  // with the next
+  std::atomic<bool> pin_decided_{false};
   Spin spin_;
   std::atomic<std::uint64_t> taken_{0};
   std::optional<Dict> open_;         // waits for pieces

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "engine/retired_rings.h"
 #include "memory/copy.h"
 
 namespace zmqpp::engine {
@@ -39,7 +40,9 @@ SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stat
       committed_(std::min<std::uint64_t>(kFirstCommit, options.shm_bytes)),
       arena_(options.shm_bytes, wire::kSlots),
       slots_(wire::kSlots),
+      next_(options.next),
       device_ring_bytes_(options.device_ring_bytes) {
+  sweep_rings();
   free_slots_.reserve(wire::kSlots);
   for (std::uint32_t i = wire::kSlots; i-- > 0;) free_slots_.push_back(static_cast<std::uint16_t>(i));
   auto* made = new (segment_.bytes()) wire::SegmentHead{};
@@ -50,6 +53,10 @@ SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stat
   made->payload_offset = wire::payload_offset();
   made->payload_bytes = options.shm_bytes;
   made->state.store(static_cast<std::uint32_t>(wire::SegmentState::kOffered), std::memory_order_release);
+}
+
+SegmentWriter::~SegmentWriter() {
+  if (device_memory_) retire_ring(std::move(device_memory_), std::move(segment_));
 }
 
 wire::SegmentState SegmentWriter::state() const {
@@ -178,6 +185,7 @@ void SegmentWriter::pin(device::Device& device) {
   arena_.shrink(size);
   segment_.pin(device, wire::payload_offset(), size);
   is_pinned_ = true;
+  head().pinned_bytes.store(size, std::memory_order_release);
 }
 
 std::optional<SegmentWriter::Place> SegmentWriter::place(wire::EntryKind kind, std::uint64_t size) {
@@ -257,29 +265,43 @@ void SegmentWriter::ring_bell() {
 
 // ---- device memory ----------------------------------------------------------------------------------------------
 
-void SegmentWriter::offer_device(device::Device& device) {
-  if (std::exchange(device_offered_, true)) return;
+wire::DeviceState SegmentWriter::offer_device(device::Device& device) {
+  if (device_state_ != wire::DeviceState::kNone) {
+    look_at_answer();
+    return device_state_;
+  }
+  sweep_rings();  // what it takes may be there
   try {
     device_memory_ = std::make_unique<device::Exported>(device, device_ring_bytes_);
   } catch (const Error& e) {
     device_reason_ = e.detail();
-    return;
+    return device_state_ = wire::DeviceState::kRefused;
   }
   device_arena_.emplace(device_ring_bytes_, wire::kSlots);
   wire::SegmentHead& shared = head();
   shared.device_bytes = device_ring_bytes_;
   std::memcpy(shared.device_handle, device_memory_->handle().bytes, sizeof shared.device_handle);
-  shared.device_state.store(static_cast<std::uint32_t>(wire::DeviceState::kOffered), std::memory_order_release);
+  device_state_ = wire::DeviceState::kOffered;
+  shared.device_state.store(static_cast<std::uint32_t>(device_state_), std::memory_order_release);
   ring_bell();  // a receiver that sleeps looks at it
+  return device_state_;
 }
 
-wire::DeviceState SegmentWriter::device_state() const {
-  if (!device_memory_) return device_offered_ ? wire::DeviceState::kRefused : wire::DeviceState::kNone;
-  return static_cast<wire::DeviceState>(head().device_state.load(std::memory_order_acquire));
+void SegmentWriter::look_at_answer() {
+  if (!device_memory_) return;
+  const auto found = static_cast<wire::DeviceState>(head().device_state.load(std::memory_order_acquire));
+  if (found == wire::DeviceState::kRefused) {
+    if (device_state_ == wire::DeviceState::kAccepted) {
+      throw Error(Code::kMalformed, "send", "shared segment: the receiver refused device memory that it had accepted");
+    }
+    device_reason_ = next_ + ": " + wire::read_reason(head());
+    device_memory_.reset();  // no other process has it open
+  }
+  device_state_ = found;
 }
 
 bool SegmentWriter::fits_device(std::uint64_t bytes) const {
-  return !checksum_ && device_state() == wire::DeviceState::kAccepted && bytes <= device_arena_->bytes();
+  return !checksum_ && device_state_ == wire::DeviceState::kAccepted && bytes <= device_arena_->bytes();
 }
 
 std::optional<SegmentWriter::Place> SegmentWriter::place_remote(const std::vector<Span>& body, const DictMark& mark) {
@@ -323,12 +345,9 @@ void SegmentWriter::fill_remote(const Place& place, const std::vector<Span>& bod
   }
 }
 
-void SegmentWriter::keep_device_memory() noexcept {
-  if (device_memory_ && remote_slots_ > 0) device_memory_->abandon();
-}
-
 void SegmentWriter::abandon() noexcept {
   if (device_memory_) device_memory_->abandon();
+  device_memory_.reset();
   segment_.abandon();
 }
 

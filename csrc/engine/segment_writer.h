@@ -45,6 +45,9 @@ class SegmentWriter {
   };
 
   SegmentWriter(std::uint64_t session, const Options& options, Stats& stats);
+  ~SegmentWriter();  // the device memory is freed when the receiver has closed it: retired_rings.h
+  SegmentWriter(const SegmentWriter&) = delete;
+  SegmentWriter& operator=(const SegmentWriter&) = delete;
 
   const std::string& name() const { return segment_.name(); }
   std::uint64_t payload_bytes() const { return payload_bytes_; }
@@ -58,13 +61,10 @@ class SegmentWriter {
   bool all_taken() const;                     // the receiver holds what is missing, and nothing waits for it
 
   void pin(device::Device& device);  // what devices write into; from then on no body lies elsewhere
-  bool is_pinned() const { return is_pinned_; }
 
-  // Device memory that the receiver may copy from; asked for once. It is made when first offered, and given up when refused.
-  void offer_device(device::Device& device);
-  bool is_device_offered() const { return device_offered_; }
-  wire::DeviceState device_state() const;
-  const std::string& device_reason() const { return device_reason_; }  // why there is none to offer
+  // Device memory that the receiver may copy from: made and offered by the first call, freed by the first that finds it refused.
+  wire::DeviceState offer_device(device::Device& device);  // how things stand now
+  const std::string& device_reason() const { return device_reason_; }  // why it was refused
   bool fits_device(std::uint64_t bytes) const;  // else tensors go through the host's memory
   bool holds_device_memory() const { return remote_slots_ > 0; }       // that the receiver has not read yet
   void reclaim();                               // takes back what the receiver released
@@ -78,8 +78,8 @@ class SegmentWriter {
   // All three at once, for what is on the host. False: no room, nothing changed.
   bool write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size);
   bool write_cancel(const DictMark& mark);
+  // A device that no longer answers may still write into the segment, and into its own memory: neither is ever given back.
   void abandon() noexcept;
-  void keep_device_memory() noexcept;  // for the life of the process, if the receiver has not read all of it
 
   std::uint32_t room() const { return head().room.load(); }
   void wait_room(std::uint32_t seen, const Deadline& deadline);  // until something was released since `seen`, or spuriously
@@ -104,6 +104,7 @@ class SegmentWriter {
   bool commit(std::uint64_t end);
   std::uint8_t* bytes_of(const Place& place) const { return segment_.bytes() + wire::payload_offset() + place.offset; }
   void ring_bell();
+  void look_at_answer();
 
   const bool checksum_;
   const std::uint64_t pinned_bytes_;   // at most, once pinned
@@ -118,8 +119,9 @@ class SegmentWriter {
   std::uint64_t placed_ = 0;
   std::uint64_t published_ = 0;
   bool is_pinned_ = false;
+  const std::string next_;
   const std::size_t device_ring_bytes_;
-  bool device_offered_ = false;
+  wire::DeviceState device_state_ = wire::DeviceState::kNone;  // as offer_device last found it
   std::string device_reason_;
   std::unique_ptr<device::Exported> device_memory_;
   std::optional<memory::Arena> device_arena_;

@@ -26,7 +26,7 @@ SharedLane::Current::Current(Outgoing from)
 
 SharedLane::SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake)
     : options_(options), budget_(budget), stats_(stats), copies_(wake) {
-  writer_.emplace(session, options, stats);
+  writer_ = std::make_unique<SegmentWriter>(session, options, stats);
   if (options.device >= 0) writer_->pin(device::Device::of(options.device));
 }
 
@@ -105,18 +105,23 @@ void SharedLane::begin_device_dict() {
   const Flight& flight = *current_->item.flight;
   device::Device& device = device::Device::of(flight.devices().front());
   writer_->pin(device);  // where the link did not know of devices when it opened
-  if (may_use_devices(options_.lane)) writer_->offer_device(device);
+  if (!may_use_devices(options_.lane)) return;
+  device_state_ = writer_->offer_device(device);
+  if (device_state_ != wire::DeviceState::kRefused) return;
+  const std::lock_guard lock(reason_mutex_);
+  if (device_reason_.empty()) device_reason_ = writer_->device_reason();
+}
+
+std::string SharedLane::device_reason() const {
+  const std::lock_guard lock(reason_mutex_);
+  return device_reason_.empty() ? "" : "not cuda_ipc: " + device_reason_;
 }
 
 // Until the receiver has looked at the offer, tensors go through the host's memory, unless that was forbidden.
 bool SharedLane::is_device_decided() const {
   if (options_.lane != LaneChoice::kDevice) return true;
-  const wire::DeviceState state = writer_->device_state();
-  if (state != wire::DeviceState::kRefused) return state == wire::DeviceState::kAccepted;
-  const std::string& reason = writer_->device_reason();
-  throw Error(Code::kDevice, "send",
-              "lane cuda_ipc was asked for: " +
-                  (reason.empty() ? options_.next + " has no device that reaches the memory of this one" : reason));
+  if (device_state_ != wire::DeviceState::kRefused) return device_state_ == wire::DeviceState::kAccepted;
+  throw Error(Code::kDevice, "send", "lane cuda_ipc was asked for: " + device_reason_);
 }
 
 bool SharedLane::write_whole() {
@@ -280,22 +285,27 @@ void SharedLane::wake() {
 }
 
 void SharedLane::close(const Error& reason) noexcept {
-  const std::lock_guard lock(mutex_);
-  fail_all(queue_, reason);
-  if (current_ && !current_->started) fail_one(current_->item, reason);
-  const bool drained = copies_.drain(Deadline::after(kDrain_s));
-  for (Begun& one : begun_) {
-    if (one.item) fail_one(*one.item, reason);
+  std::unique_ptr<SegmentWriter> writer;
+  std::vector<Outgoing> reading;  // that a device may be about
+  {
+    const std::lock_guard lock(mutex_);
+    writer = std::move(writer_);
+    fail_all(queue_, reason);
+    if (current_ && !current_->started) {
+      fail_one(current_->item, reason);
+      current_.reset();
+    }
+    reading = std::exchange(late_, {});
+    for (Begun& one : begun_) {
+      if (one.item) reading.push_back(std::move(*one.item));
+    }
+    if (current_) reading.push_back(std::move(current_->item));
+    begun_.clear();
+    current_.reset();
   }
-  if (current_ && current_->started) fail_one(current_->item, reason);
-  fail_all(late_, reason);
-  begun_.clear();
-  current_.reset();
-  // A receiver that is there may still read from the device memory; one that is gone does not.
-  const bool gone = reason.code() == Code::kPeerLost || reason.code() == Code::kPeerClosed;
-  if (writer_ && !gone) writer_->keep_device_memory();
-  if (writer_ && !drained) writer_->abandon();
-  writer_.reset();
+  const bool drained = copies_.drain(Deadline::after(kDrain_s));
+  for (Outgoing& item : reading) fail_one(item, reason, !drained && item.flight);
+  if (writer && !drained) writer->abandon();
 }
 
 template <typename Items>
@@ -304,10 +314,10 @@ void SharedLane::fail_all(Items& items, const Error& reason) {
   items.clear();
 }
 
-void SharedLane::fail_one(Outgoing& item, const Error& reason) {
+void SharedLane::fail_one(Outgoing& item, const Error& reason, bool still_read) {
   leave_flight(item, stats_);
   budget_.release(item.held_bytes, 1);
-  item.ticket->fail(reason);
+  item.ticket->fail(reason, still_read);
 }
 
 }  // namespace zmqpp::engine

@@ -2,14 +2,19 @@
 // waits here, and the sender thread writes it when the receiver has released room. Tensors on devices are written by these
 // themselves, and published when that has landed.
 //
-// Owns: the writer, the waiting items. Blocks? wait_room; close, until copies that are under way have landed; the first
-//   pin. Thread: all safe.
+// Owns: the writer, the waiting items. Blocks? wait_room; close, until copies that are under way have landed, and nobody else
+//   meanwhile; the first pin. Thread: all safe.
 // Order: items leave in the order they came; try_send refuses while any waits.
 // Errors: what the writer throws (the link fails then); a late item's ticket gets kPoolTimeout, the link goes on.
+// Memory: a device reads source tensors and writes into segment and ring until its copies have landed. close waits for that, up
+//   to 30 s; a device that has hung or failed may go on for ever. Then nothing that it knows is given back while the process
+//   lives: the segment stays mapped and registered, the device memory allocated, and the tickets are `abandoned`, for which
+//   the owner of the tensors keeps these (Link in zmqpp/transport.py). The streams and events are the driver's to end.
 #pragma once
 
 #include <atomic>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -41,6 +46,7 @@ class SharedLane {
   bool idle() const;
   bool holds_device_memory() const;  // that the receiver has not read yet: this side must not leave
   Lane lane() const { return went_remote_ ? Lane::kDevice : Lane::kShared; }
+  std::string device_reason() const;  // why tensors do not go from device to device; empty: they do, or none came. Never waits
   bool expire();            // true: something was removed
   Deadline soonest() const;
   std::uint32_t room() const { return writer_->room(); }
@@ -49,7 +55,7 @@ class SharedLane {
   bool owes_nudge();        // the next take_nudge says yes
   bool take_nudge();        // the receiver shall be told by a message
   std::string held_text();
-  void close(const Error& reason) noexcept;  // what waits gets `reason`; the segment is unmapped
+  void close(const Error& reason) noexcept;  // what waits gets `reason`; the segment is unmapped. The sender thread, once
 
  private:
   struct Current {
@@ -85,14 +91,14 @@ class SharedLane {
   void fail_late();
   template <typename Items>
   void fail_all(Items& items, const Error& reason);
-  void fail_one(Outgoing& item, const Error& reason);
+  void fail_one(Outgoing& item, const Error& reason, bool still_read = false);
   bool is_starved();
 
   const Options options_;
   Budget& budget_;
   Stats& stats_;
   mutable std::mutex mutex_;  // guards the following
-  std::optional<SegmentWriter> writer_;  // until close
+  std::unique_ptr<SegmentWriter> writer_;  // until close: without it nobody but close touches `copies_`
   std::deque<Outgoing> queue_;
   std::optional<Current> current_;
   device::Copies copies_;
@@ -101,7 +107,10 @@ class SharedLane {
   std::optional<DictMark> cancel_;  // of a dict cut off half-way, until there is a slot to say so
   Deadline patience_ = Deadline::never();
   bool nudge_ = false;
+  wire::DeviceState device_state_ = wire::DeviceState::kNone;  // of the writer's device memory, before the latest dict
   std::atomic<bool> went_remote_{false};  // a dict has taken the way from device to device
+  mutable std::mutex reason_mutex_;       // guards the next; held for no longer than a copy of it takes
+  std::string device_reason_;
 };
 
 }  // namespace zmqpp::engine

@@ -4,7 +4,8 @@
 // Blocks? wait_… until the state, a failure, or the deadline.
 // Thread: the sender thread moves the state forward, anybody waits.
 // Errors: wait_… throws the ticket's first error; the deadline alone makes it return false.
-// Lifetime: the source of a large dict may be overwritten or freed once the ticket is `settled`, never before.
+// Lifetime: the source of a large dict may be overwritten or freed once the ticket is `settled`, never before, and never when it
+//   is `abandoned` too.
 #pragma once
 
 #include <condition_variable>
@@ -37,8 +38,10 @@ class SendTicket {
   void mark_copied() { advance(true, false); }
   void mark_sent() { advance(true, true); }
 
-  void fail(const Error& error) {
+  // `still_read`: a device that has hung or failed may read the source for as long as the process lives.
+  void fail(const Error& error, bool still_read = false) {
     const std::lock_guard lock(mutex_);
+    abandoned_ |= still_read;
     if (!sent_ && !error_) error_ = error;
     settled_ = true;
     changed_.notify_all();
@@ -47,7 +50,8 @@ class SendTicket {
 
   bool is_copied() const { return read(copied_); }
   bool is_sent() const { return read(sent_); }
-  bool is_settled() const { return read(settled_); }  // copied or failed: the engine reads the source no more
+  bool is_settled() const { return read(settled_); }  // copied or failed: the source is read no more, unless it is
+  bool is_abandoned() const { return read(abandoned_); }  // never to be freed or overwritten
 
   bool wait_started(const Deadline& deadline) {
     if (!wait(started_, deadline)) return false;
@@ -95,6 +99,7 @@ class SendTicket {
   bool copied_ = false;
   bool sent_ = false;
   bool settled_ = false;
+  bool abandoned_ = false;
   std::optional<Error> error_;
 };
 

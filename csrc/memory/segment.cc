@@ -48,6 +48,14 @@ bool lock_newborn(int fd) {
   return ::flock(fd, LOCK_EX | LOCK_NB) == 0 && ::fstat(fd, &found) == 0 && found.st_nlink > 0;
 }
 
+struct flock first_byte() {
+  struct flock range {};
+  range.l_type = F_WRLCK;
+  range.l_whence = SEEK_SET;
+  range.l_len = 1;
+  return range;
+}
+
 std::uint8_t* map(int fd, std::size_t bytes) {
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
   if (at == MAP_FAILED) return nullptr;
@@ -108,7 +116,6 @@ Segment Segment::open(const std::string& name, std::size_t bytes) {
   if (segment.bytes_ == nullptr) fail("cannot map the peer's segment of " + std::to_string(bytes) + " bytes", errno);
   segment.size_ = bytes;
   segment.named_ = true;  // whoever accepts it takes the name away
-  ::close(std::exchange(segment.fd_, -1));  // the mapping is all that is needed
   return segment;
 }
 
@@ -143,6 +150,18 @@ void Segment::pin(device::Device& device, std::size_t from, std::size_t size) {
 void Segment::abandon() noexcept {
   if (pinned_ != nullptr) pinned_->abandon();
   bytes_ = nullptr;
+  fd_ = -1;  // with what it locks
+}
+
+// A lock of the open file, which ends with the last process that has it, and which no other of the maker's ends by accident.
+bool Segment::hold() noexcept {
+  struct flock range = first_byte();
+  return ::fcntl(fd_, F_OFD_SETLK, &range) == 0;
+}
+
+bool Segment::is_held() const noexcept {
+  struct flock range = first_byte();
+  return ::fcntl(fd_, F_OFD_GETLK, &range) != 0 || range.l_type != F_UNLCK;
 }
 
 void Segment::unlink_name() noexcept {

@@ -2,7 +2,7 @@
 //
 // Owns: the mapping; the maker also the name, until either side calls unlink_name. The maker holds a lock on the file while it lives, so
 //   that a name whose maker was killed can be told from one in use, in whatever container.
-// Blocks? pin, for a moment. Thread: commit, pin and unlink_name from one thread at a time, the rest is safe.
+// Blocks? pin, for a moment. Thread: commit, pin, hold and unlink_name from one thread at a time, the rest is safe.
 // Errors: kSharedMemory, with the reason; pin kPinned.
 // Memory: pages are reserved by commit before they are written, or a full /dev/shm would end the process by SIGBUS.
 #pragma once
@@ -30,8 +30,11 @@ class Segment {
 
   bool commit(std::size_t from, std::size_t size);  // false: /dev/shm has no more room
   void pin(device::Device& device, std::size_t from, std::size_t size);  // for copies by any device, once; whole pages
+  void unpin() noexcept { pinned_.reset(); }
   void abandon() noexcept;                          // a device that no longer answers may still use it: it stays mapped
   void unlink_name() noexcept;                      // nobody else shall open it; the memory stays
+  bool hold() noexcept;           // opened: until the last process that has this one is gone. false: the system cannot
+  bool is_held() const noexcept;  // made here: somebody holds it; also when the system cannot say
 
  private:
   Segment() = default;

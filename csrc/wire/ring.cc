@@ -1,5 +1,6 @@
 #include "wire/ring.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -100,6 +101,25 @@ void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t devic
   require(part.offset % kAlign == 0, "a part must start at a multiple of 64", part.offset);
   require(part.offset <= total && part.size <= total - part.offset, "a part outside its payload", part.offset);
   require(part.place <= device_bytes && part.size <= device_bytes - part.place, "a part outside the device memory", part.place);
+}
+
+void check_pinned(std::uint64_t pinned_bytes, std::uint64_t payload_bytes) {
+  require(pinned_bytes % kPage == 0 && pinned_bytes <= payload_bytes, "pinned bytes that cannot be", pinned_bytes);
+}
+
+void write_reason(SegmentHead& head, const std::string& reason) {
+  const std::size_t size = std::min(reason.size(), sizeof head.device_reason - 1);
+  std::memcpy(head.device_reason, reason.data(), size);
+  head.device_reason[size] = '\0';
+}
+
+std::string read_reason(const SegmentHead& head) {
+  char copy[sizeof head.device_reason];
+  std::memcpy(copy, head.device_reason, sizeof copy);
+  copy[sizeof copy - 1] = '\0';
+  std::string text = copy;
+  for (char& c : text) c = c >= ' ' && c <= '~' ? c : '?';
+  return text.empty() ? "it says no reason" : text;
 }
 
 void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uint64_t session) {

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "base/futex.h"
 #include "wire/constants.h"
@@ -29,12 +30,17 @@ enum class SegmentState : std::uint32_t {
   kWithdrawn = 4,  // by the sender: nobody answered in time
 };
 
-// Decided once, by the receiver: whether it copies from the sender's device memory.
+// Whether the receiver copies from the sender's device memory: decided once, by it. Who leaves kOffered does so by a
+// compare-and-swap. The sender frees the memory when nobody has it open: in every state but kOpening and kAccepted, or when
+// the receiver, which locks the segment before it opens anything, is dead.
 enum class DeviceState : std::uint32_t {
   kNone = 0,
-  kOffered = 1,   // by the sender
-  kAccepted = 2,  // by the receiver, which has opened it
-  kRefused = 3,   // by the receiver: it has no device, or none that reaches it
+  kOffered = 1,    // by the sender
+  kAccepted = 2,   // by the receiver, which has opened it
+  kRefused = 3,    // by the receiver: `device_reason` says why
+  kOpening = 4,    // by the receiver, for a moment
+  kClosed = 5,     // by the receiver, after kAccepted: it has closed it
+  kWithdrawn = 6,  // by the sender: the receiver came too late
 };
 
 // Flags in SegmentHead::attention.
@@ -57,6 +63,8 @@ struct alignas(64) SegmentHead {
   alignas(64) FutexWord device_state;            // DeviceState
   std::uint64_t device_bytes;                    // of the sender's device memory; it and the next before kOffered
   unsigned char device_handle[64];               // CUDA's, for another process
+  alignas(64) std::atomic<std::uint64_t> pinned_bytes;  // sender: from the payload area's start, before an entry that needs it
+  alignas(64) char device_reason[192];           // receiver, before kRefused: text that ends with a zero
 };
 static_assert(sizeof(SegmentHead) <= kPage);
 
@@ -128,6 +136,13 @@ constexpr std::uint64_t payload_offset() {
 
 // Checks a private copy of one part against the payload it belongs to and the memory it lies in. Throws kMalformed.
 void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t device_bytes);
+
+// What the sender has pinned, against the payload area. Throws kMalformed.
+void check_pinned(std::uint64_t pinned_bytes, std::uint64_t payload_bytes);
+
+// Why the receiver refuses device memory; what does not fit is cut. Read: printable, whatever lies there.
+void write_reason(SegmentHead& head, const std::string& reason);
+std::string read_reason(const SegmentHead& head);
 
 // The sizes a segment's head announces, against what was mapped. Throws kMalformed, kVersion.
 void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uint64_t session);

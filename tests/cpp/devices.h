@@ -1,6 +1,8 @@
 // Tensors on the fake driver's devices (tests/cuda/fake_driver.cc), and dicts of them. All that these tests know of csrc/device.
 #pragma once
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -15,6 +17,14 @@
 namespace devices {
 
 using namespace links;  // NOLINT: tests
+
+// What the fake driver has that CUDA has not.
+template <typename Function>
+Function fake(const char* name) {
+  const auto found = reinterpret_cast<Function>(::dlsym(::dlopen(std::getenv("ZMQPP_CUDA_LIBRARY"), RTLD_NOW), name));
+  CHECK(found != nullptr);
+  return found;
+}
 
 class Memory {
  public:

@@ -1,8 +1,5 @@
 // Dicts of tensors on devices over every lane. The fake driver's streams are late and overtake one another: a copy that does
 // not wait for the right event reads or writes the wrong bytes.
-#include <dlfcn.h>
-
-#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -130,8 +127,7 @@ TEST(a_lost_receiver_fails_what_is_under_way) {
 // Neither a send, nor its wait, nor a receive may become part of a graph; nothing is lost by the refusal.
 TEST(a_stream_that_captures_a_graph_is_refused) {
   using Capture = int (*)(void*, int);
-  const auto capture = reinterpret_cast<Capture>(::dlsym(::dlopen(std::getenv("ZMQPP_CUDA_LIBRARY"), RTLD_NOW), "fake_capture"));
-  CHECK(capture != nullptr);
+  const auto capture = fake<Capture>("fake_capture");
   const DevicePair pair("shm", 0, 0, 60);
   Compute compute(0), arrivals(0);
   const Memory tensor(0, 100'000);

@@ -22,7 +22,8 @@ namespace {
 using namespace fake;  // NOLINT: a library of its own
 
 constexpr int kInvalid = 1, kNoMemory = 2, kNoDevice = 100, kNoContext = 201, kHandle = 400, kNotFound = 500, kNotReady = 600,
-              kUnsupported = 801, kAlreadyRegistered = 712, kNotRegistered = 713, kContextMismatch = 709, kInvalidImage = 200, kNoBinary = 209;
+              kUnsupported = 801, kAlreadyRegistered = 712, kNotRegistered = 713, kContextMismatch = 709, kInvalidImage = 200, kNoBinary = 209,
+              kLaunchFailed = 719;
 
 int setting(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -72,6 +73,8 @@ struct Process {
   Memory memory;
   std::mutex mutex;
   std::vector<std::unique_ptr<Stream>> legacy;
+  std::atomic<int> early_frees{0};
+  std::atomic<bool> broken{false};
 
   Process() {
     for (int i = 0; i < static_cast<int>(devices.size()); ++i) contexts.push_back({i});
@@ -148,8 +151,11 @@ CUDA cuStreamCreateWithPriority(void** stream, unsigned, int) {
 CUDA cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), 0; }
 CUDA cuStreamQuery(void* stream) {
   Stream* found = stream_of(stream);
+  if (process().broken) return kLaunchFailed;
   return found == nullptr ? kNoContext : found->idle() ? 0 : kNotReady;
 }
+// Not CUDA's: as if a kernel had failed; what was given to the streams is done all the same, so it may still come.
+CUDA fake_break(int on) { return process().broken = on != 0, 0; }
 CUDA cuStreamIsCapturing(void* stream, int* status) {
   Stream* found = stream_of(stream);
   if (found == nullptr) return kNoContext;
@@ -232,6 +238,7 @@ CUDA cuMemAlloc_v2(std::uint64_t* address, std::size_t size) {
 CUDA cuMemFree_v2(std::uint64_t address) {
   const auto range = process().memory.take(address);
   if (!range || range->ordinal < 0 || range->opened) return kInvalid;
+  if (is_open_elsewhere(range->name)) ++process().early_frees;
   return free_shared_memory(reinterpret_cast<void*>(address), range->size, range->name), 0;
 }
 CUDA cuMemGetAddressRange_v2(std::uint64_t* base, std::size_t* size, std::uint64_t address) {
@@ -244,12 +251,6 @@ CUDA cuMemcpyAsync(std::uint64_t to, std::uint64_t from, std::size_t size, void*
   if (found == nullptr) return kNoContext;
   found->give([=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), size); });
   return 0;
-}
-CUDA cuPointerGetAttribute(void* out, int attribute, std::uint64_t address) {
-  const auto range = process().memory.find(address);
-  if (!range) return kInvalid;
-  const int value = attribute == 9 ? std::max(range->ordinal, 0) : range->ordinal < 0 ? 1 : 2;
-  return std::memcpy(out, &value, sizeof value), 0;
 }
 CUDA cuMemHostAlloc(void** bytes, std::size_t size, unsigned) {
   if (here() == nullptr) return kNoContext;
@@ -270,6 +271,9 @@ CUDA cuMemHostRegister_v2(void* bytes, std::size_t size, unsigned) {
 CUDA cuMemHostUnregister(void* bytes) {
   return process().memory.take(reinterpret_cast<std::uint64_t>(bytes)) ? 0 : kNotRegistered;
 }
+
+// Not CUDA's: how often memory was freed that another process had open, which is undefined there.
+CUDA fake_early_frees() { return process().early_frees; }
 
 // ---- between processes -------------------------------------------------------------------------------------------
 
@@ -301,16 +305,18 @@ CUDA cuIpcOpenMemHandle_v2(std::uint64_t* address, Bytes64 in, unsigned) {
   std::memcpy(&handle, &in, sizeof handle);
   if (here() == nullptr) return kNoContext;
   if (handle.name[sizeof handle.name - 1] != '\0') return kInvalid;
-  void* bytes = open_shared_memory(handle.name, handle.size);
+  int fd = -1;
+  void* bytes = open_shared_memory(handle.name, handle.size, &fd);
   if (bytes == nullptr) return kInvalid;
   *address = reinterpret_cast<std::uint64_t>(bytes);
-  process().memory.add({*address, handle.size, here()->ordinal, handle.name, true});
+  process().memory.add({*address, handle.size, here()->ordinal, handle.name, true, fd});
   return 0;
 }
 CUDA cuIpcCloseMemHandle(std::uint64_t address) {
   const auto range = process().memory.take(address);
   if (!range || !range->opened) return kInvalid;
-  return ::munmap(reinterpret_cast<void*>(address), range->size), 0;
+  ::munmap(reinterpret_cast<void*>(address), range->size);
+  return ::close(range->fd), 0;
 }
 CUDA cuIpcGetEventHandle(void* out, void* event) {
   const auto* one = static_cast<Event*>(event);

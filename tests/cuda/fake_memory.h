@@ -21,6 +21,7 @@ struct Range {
   int ordinal = -1;     // -1: pinned memory of the host
   std::string name;     // of the shared memory; empty: none
   bool opened = false;  // another process made it
+  int fd = -1;          // of one that is opened: locked, until it is closed or the process is gone
 };
 
 // Every range that the driver has given out or registered, by address.
@@ -66,14 +67,32 @@ inline void* make_shared_memory(std::size_t size, std::string& name) {
   return nullptr;
 }
 
-// Not in the process that made it: neither does CUDA.
-inline void* open_shared_memory(const std::string& name, std::size_t size) {
+inline struct flock lock_of(short kind) {
+  struct flock lock {};
+  lock.l_type = kind;
+  lock.l_whence = SEEK_SET;
+  return lock;
+}
+
+// By another process; of one that was made here.
+inline bool is_open_elsewhere(const std::string& name) {
+  struct flock lock = lock_of(F_WRLCK);
+  return ::fcntl(std::atoi(name.c_str() + name.rfind('/') + 1), F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+// Not in the process that made it: neither does CUDA. With `held` the maker can tell that it is open.
+inline void* open_shared_memory(const std::string& name, std::size_t size, int* held = nullptr) {
   const std::string own = "/proc/" + std::to_string(::getpid()) + "/";
   if (name.rfind(own, 0) == 0) return nullptr;
   const int fd = ::open(name.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return nullptr;
   void* bytes = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  ::close(fd);
+  if (bytes == MAP_FAILED || held == nullptr) {
+    ::close(fd);
+  } else {
+    struct flock lock = lock_of(F_RDLCK);
+    ::fcntl(*held = fd, F_OFD_SETLK, &lock);
+  }
   return bytes == MAP_FAILED ? nullptr : bytes;
 }
 
