@@ -11,6 +11,7 @@
 #include "base/process.h"
 #include "engine/arrival.h"
 #include "engine/frame.h"
+#include "engine/retired_rings.h"
 #include "wire/manifest.h"
 
 namespace zmqpp::engine {
@@ -368,14 +369,17 @@ void Link::close(double linger_s) {
   const std::lock_guard lock(closing_);
   if (closed_.exchange(true)) return;
   // The sending half first: its goodbye travels while the receiving half is still there for a ring of two.
-  if (const std::shared_ptr<Sender> half = sender()) half->close(Deadline::after(linger_s));
+  const std::shared_ptr<Sender> sending = sender();
+  if (sending) sending->leave(Deadline::after(linger_s));
   if (const std::shared_ptr<Receiving> half = receiving()) {
     half->receiver.close();
     half->inbox.detach();
     half->wake.close();
   }
+  if (sending) sending->close(Deadline::after(0));  // what devices still copy keeps nobody else
   context_.reset();  // afterwards no callback into pool or budget can come
   sweep_arrivals();
+  sweep_rings();
   sender_wake_.close();
   frame_freed_.close();
   notice_->close();

@@ -108,7 +108,7 @@ std::string Receiver::key_trouble() const {
 
 std::string Receiver::lane_reason() const {
   const std::lock_guard lock(mutex_);
-  return lane_reason_;
+  return ring_ ? ring_->device_reason() : lane_reason_;
 }
 
 Lane Receiver::lane() const {

@@ -157,6 +157,7 @@ bool Sender::peer_connected() const {
 }
 
 std::string Sender::lane_reason() const {
+  if (lane_ == Lane::kShared) return shared_->device_reason();
   const std::lock_guard lock(mutex_);
   return lane_reason_;
 }
@@ -181,13 +182,19 @@ void Sender::fail(const Error& error) {
   wake();
 }
 
-void Sender::close(const Deadline& linger) {
+void Sender::leave(const Deadline& linger) {
   {
     const std::lock_guard lock(mutex_);
     if (!closing_) linger_ = linger;
     closing_ = true;
   }
   wake();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return error_.has_value(); });  // shut_down tells
+}
+
+void Sender::close(const Deadline& linger) {
+  leave(linger);
   if (thread_.joinable()) thread_.join();
 }
 
@@ -385,16 +392,18 @@ void Sender::shut_down(const std::optional<Error>& error) noexcept {
     changed_.notify_all();
   }
   budget_.fail(reason);
-  if (shared_) shared_->close(reason);
   for (Outgoing& item : left) {
     leave_flight(item, stats_);
     if (item.ticket) item.ticket->fail(reason);
     budget_.release(item.held_bytes, 1);
   }
   left.clear();
-  const std::lock_guard stream(stream_mutex_);
-  stream_.fail(reason);
-  stream_.close();
+  {
+    const std::lock_guard stream(stream_mutex_);
+    stream_.fail(reason);
+    stream_.close();
+  }
+  if (shared_) shared_->close(reason);  // last: the peer shall not wait for a device that hangs
 }
 
 }  // namespace zmqpp::engine

@@ -55,7 +55,8 @@ class Sender {
   std::string held_text() const;    // what of the shared segment is in use; empty on the other lane
   std::optional<Error> error() const;
   void fail(const Error& error);
-  void close(const Deadline& linger);
+  void leave(const Deadline& linger);  // returns when the goodbye is said; devices may still copy
+  void close(const Deadline& linger);  // when nothing is under way either
 
  private:
   bool send_now(Outgoing& item);
