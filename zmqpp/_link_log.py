@@ -12,6 +12,10 @@ __all__ = ["LinkLog", "named_stats"]
 _log = logging.getLogger("zmqpp")
 _EXPECTED = ("another host", "the sender offers none: it was told")
 """How the engine's reason begins when shared memory was out of the question."""
+_SOCKET = 1
+"""Of the engine's lanes."""
+_NOT_BETWEEN_DEVICES = "not cuda_ipc: "
+"""How it begins when device memory is refused."""
 
 
 class LinkLog:
@@ -29,26 +33,28 @@ class LinkLog:
         self._who = f"{name}: " if name else ""
         self._previous, self._connect = previous, connect
         self._lane_is_open = lane_is_open
-        self._lane_said = False
+        self._lane_said = self._device_said = False
         self._key_trouble_said = False
 
     def say_lane(self) -> None:
         """Once, when the receiving half's lane is known: why it is the socket, where it could have been shm."""
-        if self._lane_said or not self._engine.stats()["receive_lane"]:
+        lane = 0 if self._lane_said else self._engine.stats()["receive_lane"]
+        if not lane:
             return
         self._lane_said = True
         reason = self._engine.lane_reason()
-        if self._lane_is_open and reason:
+        if self._lane_is_open and reason and lane == _SOCKET:
             level = logging.INFO if reason.startswith(_EXPECTED) else logging.WARNING
             text = "%stensors from %s come through the socket, not through shared memory: %s"
             _log.log(level, text, self._who, self._previous, reason)
 
     def forget_lane(self) -> None:
         """It is chosen anew."""
-        self._lane_said = False
+        self._lane_said = self._device_said = False
 
     def say_refusals(self) -> None:
         """Each address once with each reason; called now and then, never on the way of a message."""
+        self._say_device()
         for address, reason in self._engine.take_refusals():
             told = {"refused": (address, reason)}  # for a handler that wants the parts
             _log.warning("%srefused a peer at %s: %s", self._who, address, reason, extra=told)
@@ -57,6 +63,14 @@ class LinkLog:
             self._key_trouble_said = True
             text = "%s%s at %s %s: run every stage with the same --pipeline-curve-dir"
             _log.warning(text, self._who, self._previous, self._connect, trouble)
+
+    def _say_device(self) -> None:
+        """Once, when device memory was refused: why."""
+        reason = "" if self._device_said else self._engine.lane_reason()
+        if self._lane_is_open and reason.startswith(_NOT_BETWEEN_DEVICES):
+            self._device_said = True
+            text = "%sCUDA tensors go through shared memory, not from device to device: %s"
+            _log.info(text, self._who, reason.removeprefix(_NOT_BETWEEN_DEVICES))
 
 
 def named_stats(engine: _engine.Link, sending: str | None, receiving: str | None) -> dict[str, Any]:

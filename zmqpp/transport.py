@@ -305,7 +305,8 @@ class Link:
             lane: how payload moves, "tcp", "ipc" (a Unix socket), "shm", or "cuda_ipc" (as shm, CUDA tensors from
                 device to device); of the sending half if there is one.
             send_lane, receive_lane: of each half; None where there is none, or before its peer has agreed.
-            lane_reason: why it is not "shm"; "" if it is, or was not asked for.
+            lane_reason: why it is not "shm", or why CUDA tensors take "shm" and not "cuda_ipc"; "" if they take the
+                best, or were told where to go.
             send_peer_connected, receive_peer_connected: whether the peers are there.
         Counted since opening:
             bytes_sent, bytes_received: heads and bodies.
@@ -382,16 +383,21 @@ class Link:
         """Keep what the engine still reads, even if nobody keeps the ticket."""
         if self._in_flight:
             self._reap()
-        if ticket is not None and not ticket.is_settled():
+        if ticket is not None and (ticket.is_abandoned() or not ticket.is_settled()):
             with self._in_flight_lock:
                 self._in_flight.append((ticket, owners))
 
     def _reap(self) -> None:
-        """Let go of tensors that the engine has copied."""
+        """Let go of tensors that the engine has copied; a device that has failed may read on in what is abandoned."""
         with self._in_flight_lock:
             while self._in_flight and self._in_flight[0][0].is_settled():
-                self._in_flight.popleft()
+                ticket, owners = self._in_flight.popleft()
+                if ticket.is_abandoned():
+                    _abandoned.append(owners)
 
+
+_abandoned: list[list[Any]] = []
+"""Tensors that are never freed: see `SendTicket.is_abandoned` of the engine."""
 
 _TURN_S = 0.001
 """How long a task may go on with dicts that are there already before other tasks have their turn."""

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -425,3 +426,50 @@ def until(holds) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.01)
+
+
+def test_only_tensors_that_a_failed_device_may_still_read_outlive_their_link() -> None:
+    class Owner:
+        pass
+
+    class Ticket:
+        def __init__(self, abandoned: bool) -> None:
+            self.settled, self.abandoned = False, abandoned
+
+        def is_settled(self) -> bool:
+            return self.settled
+
+        def is_abandoned(self) -> bool:
+            return self.settled and self.abandoned
+
+    link = Link(bind=ANY_PORT, connect=None, config=FAST)
+    tickets, seen = [Ticket(False), Ticket(True), Ticket(False)], []
+    for ticket in tickets:
+        owner = Owner()
+        link._hold(ticket, [owner])  # type: ignore[arg-type]
+        seen.append(weakref.ref(owner))
+    for ticket in tickets:
+        ticket.settled = True
+    late = Owner()
+    link._hold(tickets[1], [late])  # type: ignore[arg-type]
+    seen.append(weakref.ref(late))
+    del owner, late
+    link.close()
+    del link
+    gc.collect()
+    assert [one() is not None for one in seen] == [False, True, False, True]
+
+
+def test_why_device_memory_was_refused_is_logged_once_and_not_as_a_socket(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="zmqpp")
+    with Link(bind=None, connect=f"ipc://{tmp_path}/previous", config=FAST) as link:
+        link._log._engine = Engine(link, {"receive_lane": 2}, "not cuda_ipc: no access")  # type: ignore[assignment]
+        link._log.say_lane()
+        assert not caplog.messages
+        link.stats()
+        link.stats()
+        assert [m for m in caplog.messages if "no access" in m] == [
+            "CUDA tensors go through shared memory, not from device to device: no access"
+        ]
