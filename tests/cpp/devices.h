@@ -1,7 +1,9 @@
 // Tensors on the fake driver's devices (tests/cuda/fake_driver.cc), and dicts of them. All that these tests know of csrc/device.
 #pragma once
 
+#include <dirent.h>
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -24,6 +26,19 @@ Function fake(const char* name) {
   const auto found = reinterpret_cast<Function>(::dlsym(::dlopen(std::getenv("ZMQPP_CUDA_LIBRARY"), RTLD_NOW), name));
   CHECK(found != nullptr);
   return found;
+}
+
+// How many pieces of device memory this process has: files of the fake driver.
+inline int device_memories() {
+  DIR* folder = ::opendir("/proc/self/fd");
+  int count = 0;
+  while (const dirent* entry = ::readdir(folder)) {
+    char target[256] = "";
+    const std::string path = std::string("/proc/self/fd/") + entry->d_name;
+    if (::readlink(path.c_str(), target, sizeof target - 1) > 0) count += std::string(target).find("fake-cuda") != std::string::npos;
+  }
+  ::closedir(folder);
+  return count;
 }
 
 class Memory {

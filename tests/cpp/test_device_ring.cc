@@ -102,10 +102,12 @@ TEST(a_refusal_says_why_at_both_ends_and_gives_the_memory_up) {
     Ring ring(ring_options(1u << 20), to);
     if (has_device) ring.reader->use_device(device_0());
     CHECK(ring.writer->offer_device(device_0()) == DeviceState::kOffered);
+    CHECK_EQUAL(device_memories(), 1);
     CHECK(!ring.reader->take());
     CHECK(ring.reader->device_reason().find(reason) != std::string::npos);
     CHECK(ring.writer->offer_device(device_0()) == DeviceState::kRefused);
     CHECK(ring.writer->device_reason().find("next: ") == 0 && ring.writer->device_reason().find(reason) != std::string::npos);
+    CHECK_EQUAL(device_memories(), 0);  // though the link goes on
     ring.writer.reset();
     CHECK_EQUAL(count_retired_rings(), 0u);
   };

@@ -315,8 +315,8 @@ CUDA cuIpcOpenMemHandle_v2(std::uint64_t* address, Bytes64 in, unsigned) {
 CUDA cuIpcCloseMemHandle(std::uint64_t address) {
   const auto range = process().memory.take(address);
   if (!range || !range->opened) return kInvalid;
-  ::munmap(reinterpret_cast<void*>(address), range->size);
-  return ::close(range->fd), 0;
+  close_shared_memory(reinterpret_cast<void*>(address), range->size, range->fd);
+  return 0;
 }
 CUDA cuIpcGetEventHandle(void* out, void* event) {
   const auto* one = static_cast<Event*>(event);

@@ -96,6 +96,14 @@ inline void* open_shared_memory(const std::string& name, std::size_t size, int* 
   return bytes == MAP_FAILED ? nullptr : bytes;
 }
 
+// Unlocked for a process that was forked from this one too.
+inline void close_shared_memory(void* bytes, std::size_t size, int held) {
+  ::munmap(bytes, size);
+  struct flock lock = lock_of(F_UNLCK);
+  ::fcntl(held, F_OFD_SETLK, &lock);
+  ::close(held);
+}
+
 inline void free_shared_memory(void* bytes, std::size_t size, const std::string& name) {
   ::munmap(bytes, size);
   ::close(std::atoi(name.c_str() + name.rfind('/') + 1));
