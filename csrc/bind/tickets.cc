@@ -26,6 +26,7 @@ void register_tickets(py::module_& m) {
       .def("is_copied", &SendTicket::is_copied)
       .def("is_sent", &SendTicket::is_sent)
       .def("is_settled", &SendTicket::is_settled)
+      .def("is_over", &SendTicket::is_over)
       .def("devices", &devices_of)
       .def("hold_back", &hold_back)
       .def("wait_started",

@@ -49,6 +49,13 @@ class SendTicket {
   bool is_sent() const { return read(sent_); }
   bool is_settled() const { return read(settled_); }  // copied or failed: the engine reads the source no more
 
+  // The source is read no more. Of a dict on devices, that is what their events say: before anybody here has heard of it.
+  // Throws kDevice.
+  bool is_over() const {
+    if (is_settled()) return true;
+    return flight_ && read(started_) && flight_->is_over();
+  }
+
   bool wait_started(const Deadline& deadline) {
     if (!wait(started_, deadline)) return false;
     const std::lock_guard lock(mutex_);
