@@ -10,16 +10,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from zmqpp import _engine
 from zmqpp._wakeups import Wakeups
-from zmqpp.errors import DeviceError, RecvTimeout, SendTimeout, ZmqppError
+from zmqpp.errors import ConfigError, DeviceError, RecvTimeout, SendTimeout, ZmqppError
 
 if TYPE_CHECKING:
     from zmqpp._arrival import Arrival
 
-__all__ = ["Done", "RecvTicket", "SendTicket"]
+__all__ = ["Done", "RecvTicket", "SendTicket", "seconds_of", "tag_of"]
 
 
 class Done:
@@ -36,6 +37,32 @@ class Done:
         """Return at once."""
         return
         yield  # what makes it a generator
+
+
+def seconds_of(timeout_s: Any, otherwise: float) -> float:
+    """What a caller gave for a deadline; None: `otherwise`.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    if timeout_s is None:
+        return otherwise
+    if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
+        raise ConfigError(f"timeout_s={timeout_s!r} must be a number of seconds")
+    return timeout_s
+
+
+def tag_of(given: Any) -> int:
+    """What a caller gave for a tag.
+
+    Raises:
+        ConfigError: it is no whole number of 64 bits.
+    """
+    if type(given) is not int and isinstance(given, SupportsIndex):
+        given = index(given)
+    if type(given) is int and 0 <= given < 1 << 64:
+        return given
+    raise ConfigError(f"tag={given!r} must be a whole number from 0 to 2**64 - 1")
 
 
 class SendTicket:
@@ -93,7 +120,7 @@ class SendTicket:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
             UnsupportedError: the current stream captures a CUDA graph. DeviceError: CUDA's own words.
         """
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if self._ticket is None:
             return
         if self._streams is not None:
@@ -119,7 +146,7 @@ class SendTicket:
 
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if self._ticket is not None and not self._ticket.wait_sent(seconds):
             raise SendTimeout(
                 f"send: not handed to ZeroMQ within {seconds:g} s; the receiver is not there, or does not keep up"
@@ -182,7 +209,7 @@ class RecvTicket:
                 will come.
             UnsupportedError: the current stream captures a CUDA graph. DeviceError: CUDA's own words.
         """
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if not self._done() and not self._take(seconds):
             raise self._link._receive_timeout("dict", seconds)
         return self._result()

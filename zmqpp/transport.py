@@ -37,7 +37,7 @@ from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
 from zmqpp.errors import ConfigError, PeerLostError, RecvTimeout, SequenceError, ZmqppError
-from zmqpp.tickets import RecvTicket, SendTicket
+from zmqpp.tickets import RecvTicket, SendTicket, seconds_of, tag_of
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ class Link:
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
         seconds = self._seconds(timeout_s)
-        encoded = self._encode(tensors)
+        encoded, tag = self._encode(tensors), tag_of(tag)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
@@ -189,7 +189,7 @@ class Link:
             As `isend_dict`; SendTimeout.
         """
         seconds = self._seconds(timeout_s)
-        encoded = self._encode(tensors)
+        encoded, tag = self._encode(tensors), tag_of(tag)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds).wait(seconds + 5.0)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
@@ -359,7 +359,7 @@ class Link:
             self.close(0)
 
     def _seconds(self, timeout_s: float | None) -> float:
-        return self.config.timeout_s if timeout_s is None else timeout_s
+        return seconds_of(timeout_s, self.config.timeout_s)
 
     def _receive_timeout(self, what: str, timeout_s: float) -> RecvTimeout:
         trouble = self._engine.receive_trouble()
