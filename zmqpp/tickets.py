@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from operator import index
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 from zmqpp import _engine
 from zmqpp._wakeups import Wakeups
 from zmqpp.errors import ConfigError, DeviceError, RecvTimeout, SendTimeout, ZmqppError
-
-if TYPE_CHECKING:
-    from zmqpp._arrival import Arrival
 
 __all__ = ["Done", "RecvTicket", "SendTicket", "seconds_of", "tag_of"]
 
@@ -184,7 +181,7 @@ class RecvTicket:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()  # of the dict's taking; held by a thread that waits for it
         self._values: dict[str, Any] | None = None
-        self._arrival: Arrival | None = None  # of tensors on their way to a device
+        self._arrival: Any = None  # the Arrival of tensors on their way to a device
         self._error: Exception | None = None
 
     def is_completed(self) -> bool:
