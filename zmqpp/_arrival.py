@@ -147,8 +147,11 @@ class Arrival:
         if self._copies is None:
             return
         current = torch.cuda.current_stream(self._device)
-        if not self._copies.is_over():
+        try:
             self._copies.hold_back(current.cuda_stream)
+        except UnsupportedError:  # a graph may use what is there already
+            if not self._copies.is_over():
+                raise
         if current.cuda_stream not in self._told:
             self._told.add(current.cuda_stream)
             for tensor in self._tensors:

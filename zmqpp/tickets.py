@@ -110,8 +110,8 @@ class SendTicket:
         """Return when the tensors may be overwritten; those on a device by its current stream.
 
         For those on devices the thread is blocked only until the copies have been asked for, which is back-pressure:
-        through a socket while what is in front, and `pinned_pool_bytes` of this dict, leave no room for the rest, or
-        before the receiver came; through shared memory while that has no room.
+        through a socket until the receiver has come, dicts in front have left their devices, and the chunks of
+        `pinned_pool_bytes` are free for all of this one; through shared memory while that has no room.
 
         Raises:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
