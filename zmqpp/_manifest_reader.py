@@ -5,7 +5,7 @@ Prose: docs/wire_format.md, section "Manifest".
 
 from __future__ import annotations
 
-import functools
+from math import prod
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from zmqpp import _engine, _packing
-from zmqpp._arrival import Arrival, is_reached
+from zmqpp._arrival import Arrival, is_reached, of_this_machine
 from zmqpp._manifest import (
     ALIGN,
     ARRAY,
@@ -42,7 +42,13 @@ _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 def decode(
-    manifest: bytes, block: Any, device: torch.device | None = None, everything: bool = False
+    manifest: bytes,
+    block: Any,
+    device: torch.device | None = None,
+    everything: bool = False,
+    *,
+    arrival: Arrival | None = None,
+    limit_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Rebuild the dict. Tensors and arrays are views of `block` (buffer protocol, or None without payload).
 
@@ -50,12 +56,16 @@ def decode(
         manifest: checked for well-formed msgpack by the engine, and for everything else here.
         device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory.
         everything: those go there too that were.
+        arrival: of `block` on `device`, for CUDA tensors, which the caller makes streams wait for; None = the current
+            stream waits for them.
+        limit_bytes: what packed tensors may make when they are unpacked, in all; None = any.
     Raises:
         MalformedError: the bytes are not what `encode` writes.
+        ResourceError: no memory for it.
     """
     try:
         sizes, root = _decoder.decode(manifest)
-        reader = _Reader(sizes, block, device, everything)
+        reader = _Reader(sizes, block, device, everything, arrival, limit_bytes)
         values = reader.value(root, 0)
     except MalformedError:
         raise
@@ -67,25 +77,42 @@ def decode(
         KeyError,
         IndexError,
         msgspec.MsgspecError,
+        MemoryError,
     ) as error:
+        if ours := of_this_machine(error, "a received dict"):
+            raise ours from error
         raise MalformedError(f"manifest: {type(error).__name__}: {one_line(error)}", op="decode") from error
     if type(values) is not dict or any(type(key) is not str for key in values):
         raise MalformedError("manifest: its root is not a dict with str keys", op="decode")
     if reader.arrival is not None:
         reader.arrival.start()
+        if arrival is None:
+            reader.arrival.hold_back()
     return values
 
 
 class _Reader:
     """Turns the decoded msgpack tree into values; trusts none of it."""
 
-    def __init__(self, sizes: Any, block: Any, device: torch.device | None, everything: bool) -> None:
+    def __init__(
+        self,
+        sizes: Any,
+        block: Any,
+        device: torch.device | None,
+        everything: bool,
+        arrival: Arrival | None,
+        limit_bytes: int | None,
+    ) -> None:
         self._block = block
         self._device = device
         self._everything = everything
         self._is_remote = type(block) is _engine.Block and block.is_remote()
         is_cuda = device is not None and device.type == "cuda" and block is not None and is_reached()
-        self.arrival = Arrival(block, device) if is_cuda and device is not None else None
+        self.arrival = arrival
+        if arrival is None and is_cuda and device is not None:
+            self.arrival = Arrival(block, device)
+        self._limit_bytes = limit_bytes
+        self._unpacked = 0
         self._places: list[tuple[int, int] | None] = []  # offset, size of each buffer; None: given away
         end = 0
         for size in _list_of_sizes(sizes, "buffer size"):
@@ -193,14 +220,26 @@ class _Reader:
             raise MalformedError(f"manifest: a packed tensor of the shape {shown(dims)}", op="decode")
         ones = self._place_of(codes, dims, 1)
         others = self._place_of(scales, [_packing.scales_of(dims)], 4)
+        dtype = PACKED_NUMBERS[name]
+        self._count_unpacked(prod(dims) * dtype.itemsize)
         device = self._device if on_device or self._everything else None
         if device is None or self.arrival is None:
             return _packing.unpack(self._bytes_of(ones), self._bytes_of(others), name, form, dims, device)
-        out = torch.empty(dims, dtype=PACKED_NUMBERS[name], device=device)
-        bytes_there = self.arrival.tensor([ones[1]], torch.uint8, *ones)
-        scales_there = self.arrival.tensor([others[1]], torch.uint8, *others)
-        self.arrival.then(functools.partial(_packing.unpack_into, out, bytes_there, scales_there, form))
-        return out
+
+        def make(out: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
+            _packing.unpack_into(out, codes, scales, form)
+
+        return self.arrival.made(dims, dtype, [ones, others], make)
+
+    def _count_unpacked(self, size: int) -> None:
+        """Before it is allocated."""
+        self._unpacked += size
+        if self._limit_bytes is not None and self._unpacked > self._limit_bytes:
+            raise MalformedError(
+                f"manifest: packed tensors make {self._unpacked} bytes, the limit is {self._limit_bytes} "
+                "(max_dict_bytes)",
+                op="decode",
+            )
 
     def _bytes_of(self, place: tuple[int, int]) -> torch.Tensor:
         offset, size = place

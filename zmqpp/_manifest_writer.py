@@ -53,6 +53,8 @@ class Encoded:
     """(address, size in bytes), on a device with its number behind."""
     owners: list[Any] = field(default_factory=list)
     compression: str = "none"
+    unpacked_bytes: int = 0
+    """What packed tensors make again at the receiver."""
 
     def is_on_device(self) -> bool:
         """Whether some of the buffers are."""
@@ -157,6 +159,7 @@ def _encode_tensor(tensor: torch.Tensor, path: str, out: Encoded) -> list[Any]:
     on_device = not tensor.is_cpu
     plain = tensor.detach().resolve_conj().resolve_neg()
     if out.compression != "none" and _packing.pays(plain):
+        out.unpacked_bytes += plain.nbytes
         return [PACKED, *_add_packed(plain, path, out), out.compression, name, on_device, list(plain.shape)]
     plain = _within_reach(plain).contiguous()
     size = plain.numel() * plain.element_size()

@@ -111,20 +111,20 @@ def _pack_there(tensor: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Te
     codes = torch.empty(tensor.numel(), dtype=torch.uint8, device=tensor.device)
     scales = torch.empty(4 * scales_of(tensor.shape), dtype=torch.uint8, device=tensor.device)
     addresses = tensor.data_ptr(), codes.data_ptr(), scales.data_ptr()
-    _engine.pack_on_device(*_described(tensor, form), *addresses, *_place(tensor.device))
+    _engine.pack_on_device(*_described(tensor, form), *addresses, *_place(tensor))
     return codes, scales
 
 
 def _unpack_there(out: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, form: str) -> torch.Tensor:
     addresses = out.data_ptr(), codes.data_ptr(), scales.data_ptr()
-    _engine.unpack_on_device(*_described(out, form), *addresses, *_place(out.device))
+    _engine.unpack_on_device(*_described(out, form), *addresses, *_place(out))
     return out
 
 
-def _place(device: torch.device) -> tuple[int, int]:
-    """The device's number, and the stream that torch computes on there."""
-    assert device.index is not None  # a tensor's device always has one
-    return device.index, torch.cuda.current_stream(device).cuda_stream
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """The number of its device, and the stream that torch computes on there."""
+    device = tensor.get_device()
+    return device, torch.cuda.current_stream(device).cuda_stream
 
 
 _why_not = ""

@@ -58,6 +58,9 @@ def decode(
     block: _engine.Block | None,
     device: torch.device | None = None,
     everything: bool = False,
+    *,
+    arrival: Arrival | None = None,
+    limit_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Rebuild the dict. Tensors and arrays are writable views of `block` (None without payload).
 
@@ -66,16 +69,22 @@ def decode(
         device: where tensors go that were not in CPU memory at the sender; None = they stay in CPU memory. On a
             CUDA device they can be used on its current stream at once, which waits for them.
         everything: those go there too that were in CPU memory.
+        arrival: of `block` on `device`, for CUDA tensors, which the caller makes streams wait for; None = the current
+            stream waits for them.
+        limit_bytes: what packed tensors may make when they are unpacked, in all; None = any.
     Raises:
         MalformedError: the bytes are not what `encode` writes.
+        ResourceError: no memory for it.
     """
     layout = _read.get(manifest)
     if layout is not None and block is not None and len(block) == layout.size:
         if device is None or not (everything or layout.on_device):
             return layout.tensors(block)
         if (everything or layout.is_uniform) and device.type == "cuda" and is_reached():
-            return layout.arrivals(block, device)
-    values = _manifest_reader.decode(manifest, block, device, everything)
+            return layout.arrivals(block, device, arrival)
+    values = _manifest_reader.decode(
+        manifest, block, device, everything, arrival=arrival, limit_bytes=limit_bytes
+    )
     if layout is None and block is not None:
         _learn(manifest, block, values)
     return values
@@ -145,10 +154,14 @@ class _Layout:
         # As many as keys; to say so by `strict` would cost a tenth of the time.
         return dict(zip(self.keys, map(_from_dlpack, block.capsules(self.buffers))))  # noqa: B905
 
-    def arrivals(self, block: _engine.Block, device: torch.device) -> dict[str, Any]:
-        arrival = Arrival(block, device)
+    def arrivals(
+        self, block: _engine.Block, device: torch.device, given: Arrival | None = None
+    ) -> dict[str, Any]:
+        arrival = given or Arrival(block, device)
         values = {key: arrival.tensor(*shape) for key, shape in zip(self.keys, self.shapes, strict=True)}
         arrival.start()
+        if given is None:
+            arrival.hold_back()
         return values
 
 

@@ -299,35 +299,30 @@ class _Receiving:
     """Fills the dict that was handed out when the receive was posted, once, however often one waits."""
 
     def __init__(self, ticket: RecvTicket, values: TensorDict) -> None:
-        self._ticket: RecvTicket | None = ticket
+        self._ticket = ticket
         self._values = values
+        self._filled = False
         self._filling = threading.Lock()
         self.shapes: Any = {}  # of the tensors of which a slice came
 
     def is_completed(self) -> bool:
-        ticket = self._ticket
-        return ticket is None or ticket.is_completed()
+        return self._ticket.is_completed()
 
     def wait(self) -> None:
-        ticket = self._ticket
-        if ticket is not None:
-            self._fill(ticket.wait())
+        self._fill(self._ticket.wait())
 
     def __await__(self) -> Generator[Any, None, None]:
-        ticket = self._ticket
-        if ticket is not None:
-            self._fill((yield from ticket.__await__()))
+        self._fill((yield from self._ticket.__await__()))
 
     def cancel(self) -> bool:
-        ticket = self._ticket
-        return ticket is not None and ticket.cancel()
+        return self._ticket.cancel()
 
     def _fill(self, got: TensorDict) -> None:
         with self._filling:
-            if self._ticket is not None:
+            if not self._filled:
                 self.shapes = _slices.take_shapes(got)
                 self._values.update(got)
-                self._ticket = None
+                self._filled = True
 
 
 def _seconds(timeout_ms: float) -> float:

@@ -29,6 +29,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "shm_hold_bytes": (0, 1 << 40),
     "spin_us": (0, 100_000),
     "pinned_bytes": (1 * _MIB, 1 << 40),
+    "pinned_pool_bytes": (0, 1 << 40),
     "device_ring_bytes": (2 * _MIB, 1 << 40),  # smaller ones would lie in memory that CUDA shares out
 }
 LANES = ("auto", "tcp", "shm", "cuda_ipc")
@@ -81,8 +82,14 @@ class TransportConfig:
     spin_us: int = 250
     """A waiter polls at most this long before it sleeps; it adapts downwards; 0 = never."""
     pinned_bytes: int = 256 * _MIB
-    """Of links with CUDA devices: what of the segment, or of the memory that dicts from a socket lie in, is pinned when
-    the link opens, for devices to read and write by themselves. Larger dicts go in pieces."""
+    """Of links with CUDA devices: what of the segment, and at a receiver of the memory for dicts that do not lie in
+    it, is pinned when the link opens, each, for devices to read and write by themselves. Dicts that do not fit are
+    copied in as CUDA stages them, while the receiver waits."""
+    pinned_pool_bytes: int = 64 * _MIB
+    """Of links with CUDA devices that send through a socket: staging memory in place of `pool_chunks`, where that is
+    less. It is locked when the link opens, which takes some 15 ms, and stays locked. CUDA tensors of a dict that fits
+    leave their device without the caller; of a larger one, or behind others that fill it, `wait()` waits for the
+    network. Where the system refuses to lock it, opening fails with PinnedMemoryError: make it smaller."""
     device_ring_bytes: int = 128 * _MIB
     """Of device memory that a sender of CUDA tensors keeps for a receiver that copies from it. What does not fit goes
     through the segment."""

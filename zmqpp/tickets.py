@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from zmqpp import _engine
 from zmqpp._wakeups import Wakeups
-from zmqpp.errors import RecvTimeout, SendTimeout
+from zmqpp.errors import ConfigError, DeviceError, RecvTimeout, SendTimeout, ZmqppError
 
-__all__ = ["Done", "RecvTicket", "SendTicket"]
+__all__ = ["Done", "RecvTicket", "SendTicket", "seconds_of", "tag_of"]
 
 
 class Done:
@@ -35,14 +36,41 @@ class Done:
         yield  # what makes it a generator
 
 
+def seconds_of(timeout_s: Any, otherwise: float) -> float:
+    """What a caller gave for a deadline; None: `otherwise`.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    if timeout_s is None:
+        return otherwise
+    if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
+        raise ConfigError(f"timeout_s={timeout_s!r} must be a number of seconds")
+    return timeout_s
+
+
+def tag_of(given: Any) -> int:
+    """What a caller gave for a tag.
+
+    Raises:
+        ConfigError: it is no whole number of 64 bits.
+    """
+    if type(given) is not int and isinstance(given, SupportsIndex):
+        given = index(given)
+    if type(given) is int and 0 <= given < 1 << 64:
+        return given
+    raise ConfigError(f"tag={given!r} must be a whole number from 0 to 2**64 - 1")
+
+
 class SendTicket:
     """A dict on its way. Dropping the ticket is safe: the link keeps the tensors until they were copied.
 
-    Of tensors on CUDA devices: `wait()` makes the current stream of each device wait for the copy, as the work of
-    torch.distributed does, and blocks the thread only while there is no room for the copy to begin. They may be
-    overwritten on that stream afterwards, or by anyone once `is_completed()`.
+    Of tensors on CUDA devices: `wait()` makes the stream of each device that is current then wait for the copies, as
+    the work of torch.distributed does. They may be overwritten on that stream afterwards, or by anyone once
+    `is_completed()`.
 
-    `await ticket` is `wait()` under the ticket's default deadline; cancelling it does not stop the send.
+    `await ticket` is `wait()` under the ticket's default deadline, but that CUDA tensors are waited for until anyone
+    may overwrite them; cancelling it does not stop the send.
 
     Args:
         ticket: None = it has been sent.
@@ -67,16 +95,29 @@ class SendTicket:
         self._wakeups = wakeups
 
     def is_completed(self) -> bool:
-        """True once the tensors may be overwritten, or the send failed (then `wait` raises)."""
-        return self._ticket is None or self._ticket.is_settled()
+        """True once the tensors may be overwritten by anyone, or the send failed (then `wait` raises).
+
+        Of CUDA tensors: when the copies out are over, by their events; also when the device has failed. Never raises.
+        """
+        if self._ticket is None:
+            return True
+        try:
+            return self._ticket.is_over()
+        except DeviceError:
+            return True
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when the tensors may be overwritten; those on a device by its current stream.
 
+        For those on devices the thread is blocked only until the copies have been asked for, which is back-pressure:
+        through a socket until the receiver has come, dicts in front have left their devices, and the chunks of
+        `pinned_pool_bytes` are free for all of this one; through shared memory while that has no room.
+
         Raises:
             SendTimeout: not copied yet; the ticket stays valid. The link's error: the send failed.
+            UnsupportedError: the current stream captures a CUDA graph. DeviceError: CUDA's own words.
         """
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if self._ticket is None:
             return
         if self._streams is not None:
@@ -102,7 +143,7 @@ class SendTicket:
 
     def wait_sent(self, timeout_s: float | None = None) -> None:
         """Return when ZeroMQ has all of it. Raises as `wait`."""
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if self._ticket is not None and not self._ticket.wait_sent(seconds):
             raise SendTimeout(
                 f"send: not handed to ZeroMQ within {seconds:g} s; the receiver is not there, or does not keep up"
@@ -122,6 +163,9 @@ def _not_copied(seconds: float) -> SendTimeout:
 class RecvTicket:
     """A place in the order of receives: tickets get dicts in the order they were posted.
 
+    Of tensors that go to a CUDA device: each `wait()` makes the stream that is current then wait for them, whatever
+    stream an earlier one was called on.
+
     `await ticket` is `wait()` under the ticket's default deadline; cancelling it gives the place up, as `cancel()`.
 
     Args:
@@ -137,11 +181,20 @@ class RecvTicket:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()  # of the dict's taking; held by a thread that waits for it
         self._values: dict[str, Any] | None = None
+        self._arrival: Any = None  # the Arrival of tensors on their way to a device
         self._error: Exception | None = None
 
     def is_completed(self) -> bool:
-        """True once `wait` would not block."""
-        return self._done() or self._link._engine.is_dict_ready(self._ticket)
+        """True once `wait` would not block.
+
+        With tensors for a CUDA device: once the dict is there and its copies in are over, or failed. The copies are
+        begun by `wait` or by this, which then has taken the dict, so that `cancel()` is too late; but by neither
+        while the current stream captures a CUDA graph. Never blocks or raises.
+        """
+        try:
+            return self._is_there() and (self._arrival is None or self._arrival.is_over())
+        except ZmqppError:
+            return True
 
     def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
         """The dict; the same one each time.
@@ -149,18 +202,20 @@ class RecvTicket:
         Raises:
             RecvTimeout: not there yet, and why if known; the ticket keeps its place.
             SequenceError: another tag came.
-            MalformedError: the dict does not decode. The link's error: nothing more will come.
+            MalformedError: the dict does not decode. ResourceError: no memory for it. The link's error: nothing more
+                will come.
+            UnsupportedError: the current stream captures a CUDA graph. DeviceError: CUDA's own words.
         """
-        seconds = self._timeout_s if timeout_s is None else timeout_s
+        seconds = seconds_of(timeout_s, self._timeout_s)
         if not self._done() and not self._take(seconds):
             raise self._link._receive_timeout("dict", seconds)
         return self._result()
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         """As `wait()`."""
-        return self._arrival().__await__()
+        return self._until_taken().__await__()
 
-    async def _arrival(self) -> dict[str, Any]:
+    async def _until_taken(self) -> dict[str, Any]:
         deadline = time.monotonic() + self._timeout_s
         try:
             while not self._done() and not (self._can_take() and self._take(0)):
@@ -201,7 +256,16 @@ class RecvTicket:
     def _result(self) -> dict[str, Any]:
         if self._error is not None:
             raise self._error
+        if self._arrival is not None:
+            self._arrival.hold_back()
         return self._values or {}
+
+    def _is_there(self) -> bool:
+        if self._done():
+            return True
+        if not self._link._takes_to_cuda():
+            return bool(self._link._engine.is_dict_ready(self._ticket))
+        return self._can_take() and not self._link._is_captured() and self._take(0)
 
     def _can_take(self) -> bool:
         """Whether `_take` would not block: a thread that waits for it takes it itself."""
@@ -225,7 +289,8 @@ class RecvTicket:
 
     def _keep(self, got: tuple[bytes, _engine.Block | None, int, int]) -> None:
         try:
-            self._values = self._link._open(got, self._tag)
+            values, self._arrival = self._link._open(got, self._tag)
+            self._values = values
         except Exception as error:
             self._error = error
         except BaseException:  # a Ctrl-C is for who waits now, not for who asks again

@@ -37,11 +37,12 @@ from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
 from zmqpp.errors import ConfigError, PeerLostError, RecvTimeout, SequenceError, ZmqppError
-from zmqpp.tickets import RecvTicket, SendTicket
+from zmqpp.tickets import RecvTicket, SendTicket, seconds_of, tag_of
 
 if TYPE_CHECKING:
     import torch
 
+    from zmqpp._arrival import Arrival
     from zmqpp._manifest_writer import Encoded
 
 __all__ = ["Control", "Link", "RecvTicket", "Relay", "Route", "SendTicket"]
@@ -168,7 +169,7 @@ class Link:
             PoolTimeout: the queue stayed full. PeerLostError, ClosedError: nothing can be sent any more.
         """
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors, self.config.compression)
+        encoded, tag = self._encode(tensors), tag_of(tag)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
@@ -188,7 +189,7 @@ class Link:
             As `isend_dict`; SendTimeout.
         """
         seconds = self._seconds(timeout_s)
-        encoded = _tensors().encode(tensors, self.config.compression)
+        encoded, tag = self._encode(tensors), tag_of(tag)
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds).wait(seconds + 5.0)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
@@ -211,7 +212,10 @@ class Link:
         if got is None:
             self._log.say_refusals()
             raise self._receive_timeout("dict", seconds)
-        return self._open(got, tag)
+        values, arrival = self._open(got, tag)
+        if arrival is not None:
+            arrival.hold_back()
+        return values
 
     async def dicts(
         self, *, tag: int | None = None, timeout_s: float | None = None
@@ -356,7 +360,7 @@ class Link:
             self.close(0)
 
     def _seconds(self, timeout_s: float | None) -> float:
-        return self.config.timeout_s if timeout_s is None else timeout_s
+        return seconds_of(timeout_s, self.config.timeout_s)
 
     def _receive_timeout(self, what: str, timeout_s: float) -> RecvTimeout:
         trouble = self._engine.receive_trouble()
@@ -365,19 +369,39 @@ class Link:
             op="receive",
         )
 
+    def _takes_to_cuda(self) -> bool:
+        return self.device is not None and self.device.type == "cuda"
+
+    def _is_captured(self) -> bool:
+        return self._takes_to_cuda() and bool(_arrival().is_captured())
+
     def _check_capture(self) -> None:
         """Before a dict is taken."""
-        if self.device is not None and self.device.type == "cuda":
+        if self._takes_to_cuda():
             _arrival().check_no_capture()
 
-    def _open(self, got: tuple[bytes, _engine.Block | None, int, int], tag: int | None) -> dict[str, Any]:
-        """The dict that the engine received, if it carries the tag that is wanted."""
+    def _open(
+        self, got: tuple[bytes, _engine.Block | None, int, int], tag: int | None
+    ) -> tuple[dict[str, Any], Arrival | None]:
+        """The dict that the engine received, if it carries the wanted tag; its tensors may still be on their way."""
         manifest, block, came, _epoch = got
         if tag is not None and came != tag:
             raise SequenceError(f"receive: a dict with tag {came} came from {self.previous}, expected {tag}")
         self._log.say_lane()
-        values: dict[str, Any] = _tensors().decode(manifest, block, self.device, self._everything)
-        return values
+        device, most = self.device, self.config.max_dict_bytes
+        arrival = _arrival().arrival_of(block, device) if self._takes_to_cuda() else None
+        values = _tensors().decode(
+            manifest, block, device, self._everything, arrival=arrival, limit_bytes=most
+        )
+        return values, arrival
+
+    def _encode(self, tensors: dict[str, Any]) -> Encoded:
+        encoded: Encoded = _tensors().encode(tensors, self.config.compression)
+        if encoded.unpacked_bytes > self.config.max_dict_bytes:
+            raise ConfigError(
+                f"send: packed tensors of {encoded.unpacked_bytes} bytes, the limit is {self.config.max_dict_bytes}"
+            )
+        return encoded
 
     def _hold(self, ticket: _engine.SendTicket | None, owners: list[Any]) -> None:
         """Keep what the engine still reads, even if nobody keeps the ticket."""

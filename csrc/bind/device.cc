@@ -40,14 +40,18 @@ py::dict describe_cuda() {
 using BlockPtr = std::shared_ptr<memory::ReceiveBlock>;
 using Targets = std::vector<std::tuple<std::uintptr_t, std::size_t, std::size_t>>;  // address, offset in the block, size
 
-void begin_arrival(const BlockPtr& block, const Targets& given, int ordinal, std::uintptr_t arrivals, std::uintptr_t current) {
+using ArrivalPtr = std::shared_ptr<engine::Arrival>;
+
+ArrivalPtr start_arrival(const BlockPtr& block, const Targets& given, int ordinal, std::uintptr_t arrivals) {
   std::vector<engine::Target> targets;
   for (const auto& [address, offset, size] : given) targets.push_back({reinterpret_cast<void*>(address), offset, size});
-  without_gil([&] {  // memory that is not pinned makes CUDA wait for it
-    engine::start_arrival(block, targets, ordinal, reinterpret_cast<device::StreamHandle>(arrivals),
-                          reinterpret_cast<device::StreamHandle>(current));
-    return true;
+  return without_gil([&] {  // memory that is not pinned makes CUDA wait for it
+    return engine::Arrival::start(block, targets, ordinal, reinterpret_cast<device::StreamHandle>(arrivals));
   });
+}
+
+void hold_back_for(const engine::Arrival& arrival, std::uintptr_t current) {
+  arrival.hold_back(reinterpret_cast<device::StreamHandle>(current));
 }
 
 // Of the calling thread: 2, relaxed, lets it allocate while another one captures a graph. Returns the one before.
@@ -60,7 +64,11 @@ int exchange_capture_mode(int mode) {
 
 void register_device(py::module_& m) {
   m.def("describe_cuda", &describe_cuda);
-  m.def("start_arrival", &begin_arrival);
+  py::class_<engine::Arrival, ArrivalPtr>(m, "Arrival")
+      .def("finish", &engine::Arrival::finish)
+      .def("hold_back", &hold_back_for)
+      .def("is_over", &engine::Arrival::is_over);
+  m.def("start_arrival", &start_arrival);
   m.def("exchange_capture_mode", &exchange_capture_mode);
 }
 

@@ -56,6 +56,7 @@ Options read_options(const py::dict& from) {
   read(from, "spin_us", options.spin_us);
   read(from, "device", options.device);
   read(from, "pinned_bytes", options.pinned_bytes);
+  read(from, "pinned_pool_bytes", options.pinned_pool_bytes);
   read(from, "device_ring_bytes", options.device_ring_bytes);
   read(from, "checksum", options.checksum);
   read(from, "max_control_bytes", options.limits.max_control_bytes);

@@ -23,6 +23,7 @@ void register_tickets(py::module_& m) {
       .def("is_sent", &SendTicket::is_sent)
       .def("is_settled", &SendTicket::is_settled)
       .def("is_abandoned", &SendTicket::is_abandoned)
+      .def("is_over", &SendTicket::is_over)
       .def("hold_back", &hold_back)
       .def("wait_started",
            [](SendTicket& ticket, double timeout_s) {

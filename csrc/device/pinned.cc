@@ -9,7 +9,7 @@ void check_pinned(Result result, std::size_t size) {
   if (result == kSuccess) return;
   throw Error(Code::kPinned, "open",
               "cannot pin " + std::to_string(size) + " bytes of host memory: " + text_of(result) +
-                  "; free some, or make chunks and segments smaller (ZMQPP_CHUNK_BYTES, ZMQPP_SHM_BYTES)");
+                  "; free some, or have less of it pinned (ZMQPP_PINNED_BYTES, ZMQPP_PINNED_POOL_BYTES)");
 }
 
 }  // namespace

@@ -73,29 +73,72 @@ void copy_part(const ReceiveBlock& block, const Target& target, device::StreamHa
   if (pinned < target.size) copy(stream, static_cast<std::uint8_t*>(target.memory) + pinned, from + pinned, target.size - pinned);
 }
 
-}  // namespace
-
-void start_arrival(const std::shared_ptr<ReceiveBlock>& block, const std::vector<Target>& targets, device::Ordinal ordinal,
-                   device::StreamHandle arrivals, device::StreamHandle current) {
-  sweep_arrivals();
-  device::Device& on = device::Device::of(ordinal);
-  if (device::is_capturing(on, current)) {
-    throw Error(Code::kUnsupported, "receive",
-                "the current stream captures a CUDA graph, which cannot hold a receive; receive before or after the capture");
-  }
+void check_targets(const ReceiveBlock& block, const std::vector<Target>& targets) {
   for (const Target& target : targets) {
-    if (target.offset > block->size() || target.size > block->size() - target.offset) {
+    if (target.offset > block.size() || target.size > block.size() - target.offset) {
       throw Error(Code::kMalformed, "receive", "a tensor outside its block");
     }
   }
+}
+
+void refuse_capture(device::Device& device, device::StreamHandle stream) {
+  if (!device::is_capturing(device, stream)) return;
+  throw Error(Code::kUnsupported, "receive",
+              "the current stream captures a CUDA graph, which cannot hold a receive; receive before or after the capture");
+}
+
+}  // namespace
+
+Arrival::Arrival(device::Device& on, std::shared_ptr<ReceiveBlock> block, device::StreamHandle stream)
+    : on_(on), block_(std::move(block)), stream_(stream), arrived_(on) {}
+
+std::shared_ptr<Arrival> Arrival::start(const std::shared_ptr<ReceiveBlock>& block, const std::vector<Target>& targets,
+                                        device::Ordinal ordinal, device::StreamHandle arrivals) {
+  sweep_arrivals();
+  check_targets(*block, targets);
+  device::Device& on = device::Device::of(ordinal);
+  const std::shared_ptr<Arrival> arrival(new Arrival(on, block, arrivals));
   const device::Current guard(on);
-  device::Event arrived(on);
   for (const Target& target : targets) copy_part(*block, target, arrivals);
-  arrived.record(arrivals);  // before the call: the caller's stream shall not wait for a thread
-  device::hold_back(on, current, arrived);
-  auto departing = std::make_unique<Departing>(Departing{block, block->lender()});
-  device::check(device::driver()->launch_host(arrivals, on_read, departing.get()), "receive", "a call after a copy");
+  return arrival;
+}
+
+// A device that does not even take the call may still read the block: that is never used again.
+Arrival::~Arrival() {
+  try {
+    if (block_ && device::is_usable()) let_go();
+  } catch (const Error&) {
+  }
+  if (block_) new std::shared_ptr<ReceiveBlock>(std::move(block_));
+}
+
+void Arrival::finish() {
+  arrived_.record(stream_);  // before the call: the caller's stream shall not wait for a thread
+  let_go();
+}
+
+void Arrival::let_go() {
+  const device::Current guard(on_);
+  auto departing = std::make_unique<Departing>(Departing{block_, block_->lender()});
+  device::check(device::driver()->launch_host(stream_, on_read, departing.get()), "receive", "a call after a copy");
   departing.release();  // on_read has it now
+  block_.reset();
+}
+
+void Arrival::hold_back(device::StreamHandle current) const {
+  refuse_capture(on_, current);
+  device::hold_back(on_, current, arrived_);
+}
+
+bool Arrival::is_over() const { return !block_ && arrived_.is_done(); }
+
+std::shared_ptr<Arrival> start_arrival(const std::shared_ptr<ReceiveBlock>& block, const std::vector<Target>& targets,
+                                       device::Ordinal ordinal, device::StreamHandle arrivals, device::StreamHandle current) {
+  refuse_capture(device::Device::of(ordinal), current);
+  std::shared_ptr<Arrival> arrival = Arrival::start(block, targets, ordinal, arrivals);
+  arrival->finish();
+  arrival->hold_back(current);
+  return arrival;
 }
 
 void sweep_arrivals() { graveyard().take(); }

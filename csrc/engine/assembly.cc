@@ -48,7 +48,7 @@ std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message& fr
   const std::uint8_t* body = body_of(frame);
   const wire::DictBody parts = wire::split_dict_body(body, head.body_size, head.total, inline_payload);
   Dict dict{.manifest = manifest_of(body, parts), .block = nullptr, .tag = head.tag, .epoch = head.epoch};
-  if (head.total > 0) dict.block = make_block(head.total);
+  if (head.total > 0) dict.block = memory::make_block(slab_.get(), head.total);
   if (head.total > 0 && !inline_payload) {
     open_ = std::move(dict);
     filled_ = 0;
@@ -61,11 +61,6 @@ std::optional<Dict> Assembly::take_dict(const wire::Head& head, net::Message& fr
     add(stats_.copies_in);
   }
   return dict;
-}
-
-std::shared_ptr<memory::ReceiveBlock> Assembly::make_block(std::size_t size) const {
-  std::shared_ptr<memory::ReceiveBlock> block = slab_ ? slab_->take(size) : nullptr;
-  return block ? block : memory::ReceiveBlock::make(size);
 }
 
 std::optional<Dict> Assembly::take_chunk(const wire::Head& head, net::Message& frame) {

@@ -33,8 +33,6 @@ class Assembly {
   void take_cancel(const wire::Head& head);  // the incomplete dict is forgotten, its memory free again
 
  private:
-  std::shared_ptr<memory::ReceiveBlock> make_block(std::size_t size) const;
-
   Stats& stats_;
   std::shared_ptr<memory::PinnedSlab> slab_;
   std::uint64_t session_ = 0;

@@ -1,5 +1,7 @@
 #include "engine/flight.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace zmqpp::engine {
@@ -39,6 +41,10 @@ void Flight::hold_back(device::Ordinal ordinal, device::StreamHandle stream) con
     refuse_capture(on, stream);
     device::hold_back(on, stream, part.copied);
   }
+}
+
+bool Flight::is_over() const {
+  return std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.copied.is_done(); });
 }
 
 std::vector<device::Ordinal> Flight::devices() const {

@@ -1,7 +1,7 @@
 // What a dict with tensors on devices has besides: when they may be read, and when they have been.
 //
 // Owns: two events for each device. Blocks? never. Errors: kDevice; kUnsupported while a CUDA graph is captured.
-// Thread: begin on the caller's, copy on the one that sends, hold_back on any once the ticket says `started`.
+// Thread: begin on the caller's, start and finish on the one that sends, the rest on any once the ticket says `started`.
 // Lifetime: the ticket keeps it, so that a caller may wait for the copies whatever became of the link.
 #pragma once
 
@@ -25,6 +25,7 @@ class Flight {
   void start(device::Copies& copies);   // what follows waits for the caller's streams
   void finish(device::Copies& copies);  // all copies have been asked for
   void hold_back(device::Ordinal ordinal, device::StreamHandle stream) const;  // until the tensors there were read
+  bool is_over() const;  // they were, all of them
   std::vector<device::Ordinal> devices() const;
 
  private:

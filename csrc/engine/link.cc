@@ -1,5 +1,6 @@
 #include "engine/link.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -19,12 +20,17 @@ namespace {
 
 constexpr std::size_t kFrameManifest = 4096;  // room for a manifest beside the inline payload
 constexpr std::size_t kFrames = 64;           // beyond, they come from the heap
+constexpr std::size_t kMostPinnedChunks = 65536;
 constexpr std::chrono::milliseconds kRebind{2};
 
 // One for each direction, where the machine has processors for them.
 int io_threads() { return std::thread::hardware_concurrency() > 2 ? 2 : 1; }
 
 Span manifest_of(const std::vector<Span>& body) { return body.front(); }
+
+std::size_t pinned_chunks(const Options& options) {
+  return std::min(options.pinned_pool_bytes / options.chunk_bytes, kMostPinnedChunks);
+}
 
 }  // namespace
 
@@ -60,14 +66,20 @@ Link::Link(Options options)
   if (options_.device >= 0) device::Device::of(options_.device);  // takes a second: before anybody waits for an answer
   if (!options_.bind.empty()) {
     const std::size_t frame_bytes = kFrameFront + wire::kHeadSize + kFrameManifest + options_.inline_bytes;
-    pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_);
-    if (options_.device >= 0) pool_->pin(device::Device::of(options_.device));
+    pool_ = std::make_unique<memory::Pool>(wire::kHeadSize + options_.chunk_bytes, options_.pool_chunks, sender_wake_,
+                                           pinned_chunks(options_));
+    if (options_.device >= 0) pin_pool(device::Device::of(options_.device));
     frame_pool_ = std::make_unique<memory::Pool>(align_up(frame_bytes), kFrames, frame_freed_);
     next_ = std::make_unique<Next>(*this);
     sender_ = make_sender();
     options_.bind = sender_->bound();
   }
   if (!options_.connect.empty()) receiving_ = make_receiving();
+}
+
+// Where the lane was chosen, and it is not the socket, nothing goes through the pool.
+void Link::pin_pool(device::Device& device) {
+  if (!must_share(options_.lane)) pool_->pin(device);
 }
 
 std::shared_ptr<Sender> Link::make_sender() {
@@ -143,7 +155,7 @@ void Link::use_device(device::Ordinal ordinal) {
   if (closed_) throw Error(Code::kClosed, "open", "this link was closed");
   device::Device& device = device::Device::of(ordinal);
   options_.device = ordinal;  // for halves that are opened anew
-  if (pool_) pool_->pin(device);
+  if (pool_) pin_pool(device);
   if (const std::shared_ptr<Sender> half = sender()) half->use_device(device);
   if (const std::shared_ptr<Receiving> half = receiving()) half->receiver.use_device(ordinal);
 }

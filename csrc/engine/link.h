@@ -90,6 +90,7 @@ class Link {
   std::shared_ptr<Sender> sender() const;
   std::shared_ptr<Receiving> receiving() const;
   std::shared_ptr<Sender> sending_half() const;
+  void pin_pool(device::Device& device);
   std::shared_ptr<Sender> make_sender();
   std::shared_ptr<Receiving> make_receiving();
   bool is_inline(std::uint64_t total) const { return total <= options_.inline_bytes; }

@@ -56,7 +56,8 @@ struct Options {
   std::size_t spin_us = 250;
   int device = -1;                           // on which received tensors shall be; -1: none, the link may still send from one
   std::size_t device_ring_bytes = 128u << 20;  // of device memory, for tensors that the receiver copies from device to device
-  std::size_t pinned_bytes = 256u << 20;     // of a segment, or for what a socket brings, that devices reach by themselves
+  std::size_t pinned_bytes = 256u << 20;     // of a segment, and for what is not lent out of one, that devices reach by themselves
+  std::size_t pinned_pool_bytes = 64u << 20;  // of chunks, where a device fills them; pool_chunks if that is more
   bool checksum = false;
   wire::Limits limits;
   double heartbeat_s = 1.0;

@@ -134,11 +134,14 @@ void Receiver::use_device(device::Ordinal ordinal) {
 void Receiver::pin_arrivals() {
   if (device_ < 0) return;
   device::Device& device = device::Device::of(device_);
-  if (ring_) {
-    ring_->use_device(device);
-    ring_->pin();
-  } else {
-    assembly_.use(std::make_shared<memory::PinnedSlab>(device, options_.pinned_bytes));
+  const auto slab = [&] { return std::make_shared<memory::PinnedSlab>(device, options_.pinned_bytes); };
+  if (!ring_) return assembly_.use(slab());
+  ring_->use_device(device);
+  ring_->pin();
+  try {
+    ring_->use(slab());
+  } catch (const Error&) {
+    // What the ring does not lend is staged by CUDA, then.
   }
 }
 
@@ -364,7 +367,7 @@ void Receiver::check_neighbour(const wire::Hello& hello) const {
 
 void Receiver::choose_lane(const wire::Hello& hello) {
   const std::string reason = open_ring(hello);
-  if (!reason.empty()) pin_arrivals();
+  pin_arrivals();
   if (!reason.empty() && must_share(options_.lane)) {
     throw Error(Code::kSharedMemory, "receive", std::string("lane ") + (options_.lane == LaneChoice::kDevice ? "cuda_ipc" : "shm") + " was asked for: " + reason);
   }
@@ -393,7 +396,6 @@ std::string Receiver::open_ring(const wire::Hello& hello) {
       ring_ = ring;
     }
     inbox_.attach(ring, who());
-    if (device_ >= 0) ring->pin();
     return "";
   } catch (const Error& e) {
     return options_.lane == LaneChoice::kSocket ? kNotWanted : e.detail();

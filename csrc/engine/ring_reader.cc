@@ -78,6 +78,12 @@ void RingReader::pin_front(bool is_last_chance) {
   }
 }
 
+void RingReader::use(std::shared_ptr<memory::PinnedSlab> slab) {
+  if (slab_) return;  // somebody may be taking from it
+  slab_ = std::move(slab);
+  slab_ready_ = slab_.get();
+}
+
 bool RingReader::is_device_offered() const {
   return head().device_state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(wire::DeviceState::kOffered);
 }
@@ -207,7 +213,7 @@ Dict RingReader::take_whole(const wire::EntryView& view) {
   if (view.total == 0) {
     release(view.slot);
   } else if (keeps_too_much(view.size)) {
-    dict.block = memory::ReceiveBlock::make(view.total);
+    dict.block = memory::make_block(slab_ready_.load(), view.total);
     memory::copy_bytes(dict.block->bytes(), in + front, view.total, view.total);
     add(stats_->copies_in);
     release(view.slot);
@@ -257,7 +263,7 @@ bool RingReader::keeps_too_much(std::size_t size) const {
 
 void RingReader::take_first(const wire::EntryView& view) {
   open_ = Dict{.manifest = std::string(view.manifest_size, '\0'), .block = nullptr, .tag = view.tag, .epoch = view.epoch};
-  if (view.total > 0) open_->block = memory::ReceiveBlock::make(view.total);
+  if (view.total > 0) open_->block = memory::make_block(slab_ready_.load(), view.total);
   open_manifest_ = align_up(view.manifest_size);
   open_filled_ = 0;
   fill_open(view);

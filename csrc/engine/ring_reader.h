@@ -22,6 +22,7 @@
 #include "engine/dict.h"
 #include "engine/options.h"
 #include "engine/stats.h"
+#include "memory/pinned_slab.h"
 #include "memory/receive_block.h"
 #include "memory/segment.h"
 #include "wire/hello.h"
@@ -39,6 +40,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   void use_device(device::Device& device) { device_.store(&device); }  // dicts go there
   void pin() noexcept;  // what the sender has pinned by now, for copies to that device; slower, not wrong, without
   std::string device_reason() const;  // why the sender's device memory was refused; empty: it was not
+  void use(std::shared_ptr<memory::PinnedSlab> slab);  // for what it does not lend, on its way to that device; once
   bool reads_devices() const { return opened_ready_.load(std::memory_order_acquire); }
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
@@ -84,6 +86,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const LaneChoice lane_;
   std::atomic<const std::uint8_t*> pinned_end_{nullptr};
   std::atomic<device::Device*> device_{nullptr};
+  std::shared_ptr<memory::PinnedSlab> slab_;  // set once
+  std::atomic<memory::PinnedSlab*> slab_ready_{nullptr};
   std::unique_ptr<device::Opened> opened_;  // set once, under the inbox's mutex
   std::atomic<bool> device_answered_{false};
   std::atomic<bool> opened_ready_{false};

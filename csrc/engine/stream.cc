@@ -92,6 +92,7 @@ void Stream::check_silence() {
 // ---- sending ----------------------------------------------------------------------------------------------------
 
 Stream::Progress Stream::send_ready(const NextItem& next) {
+  note_copied();  // whether or not ZeroMQ takes anything
   for (int i = 0; i < kMessagesPerTurn; ++i) {
     if (!pending_) {
       const Progress built = build_next(next);
@@ -159,6 +160,7 @@ void Stream::build_item(Outgoing item) {
 Stream::Progress Stream::build_chunk() {
   if (current_->late) return cancel_current() ? Progress::kMore : Progress::kLanding;
   begin_chunks();
+  note_copied();
   if (begun_.empty()) return Progress::kNoChunk;
   if (const device::LandingPtr& landing = begun_.front().landing; landing && !landing->is_over()) {
     copies_.check();
@@ -167,7 +169,6 @@ Stream::Progress Stream::build_chunk() {
   Begun next = std::move(begun_.front());
   begun_.pop_front();
   put(next.head, std::move(next.frame));
-  if (next.is_last) on_copied();
   return Progress::kMore;
 }
 
@@ -202,7 +203,7 @@ bool Stream::begin_chunk() {
     now.item.deadline = Deadline::never();
     if (now.item.flight) now.item.flight->finish(copies_);  // before the mark: who waits for it waits for no thread
   }
-  begun_.push_back({head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool), copies_.mark(), size == left});
+  begun_.push_back({head, net::Message(bytes, wire::kHeadSize + size, release_chunk, pool), copies_.mark()});
   if (size == left && now.item.flight) now.item.ticket->mark_started();
   return true;
 }
@@ -213,8 +214,10 @@ void Stream::begin_device_dict() {
   flight.start(copies_);
 }
 
-// Nothing reads the source any more.
-void Stream::on_copied() {
+// Nothing reads the source any more, though most of it may still wait to be sent.
+void Stream::note_copied() {
+  if (!current_ || current_->copied || current_->begun < current_->item.total || is_landing()) return;
+  current_->copied = true;
   Outgoing& item = current_->item;
   item.ticket->mark_copied();
   leave_flight(item, stats_);
@@ -306,7 +309,7 @@ bool Stream::cancel_current() {
 }
 
 bool Stream::is_landing() const {
-  return std::any_of(begun_.begin(), begun_.end(), [](const Begun& one) { return one.landing && !one.landing->is_over(); });
+  return std::any_of(begun_.rbegin(), begun_.rend(), [](const Begun& one) { return one.landing && !one.landing->is_over(); });
 }
 
 std::string Stream::held_text() const {
@@ -340,7 +343,8 @@ Deadline Stream::wait_until(Progress progress) const {
 }
 
 void Stream::fail(const Error& reason) {
-  if (!copies_.drain(Deadline::after(kDrain_s))) {
+  const bool drained = copies_.drain(Deadline::after(kDrain_s));
+  if (!drained) {
     // The device may still write into them: neither the pool nor these chunks are ever used again.
     pool_.abandon();
     for (Begun& one : begun_) new net::Message(std::move(one.frame));
@@ -348,7 +352,7 @@ void Stream::fail(const Error& reason) {
   begun_.clear();
   const auto drop = [&](Outgoing& item) {
     leave_flight(item, stats_);
-    if (item.ticket) item.ticket->fail(reason);
+    if (item.ticket) item.ticket->fail(reason, !drained && item.flight != nullptr);
     budget_.release(item.held_bytes, 1);
   };
   if (current_) drop(current_->item);

@@ -81,6 +81,7 @@ class Stream {
     std::uint64_t begun = 0;   // bytes whose copies were asked for
     std::uint64_t offset = 0;  // bytes that ZeroMQ has
     bool late = false;         // to be cancelled when nothing reads its source any more
+    bool copied = false;       // nothing does
     explicit Current(Outgoing from) : item(std::move(from)), reader(item.payload) {}
     Current(const Current&) = delete;  // `reader` points into `item`
   };
@@ -90,7 +91,6 @@ class Stream {
     wire::Head head;
     net::Message frame;
     device::LandingPtr landing;
-    bool is_last;
   };
 
   Progress build_next(const NextItem& next);  // kMore: pending_ is filled
@@ -101,7 +101,7 @@ class Stream {
   void begin_chunks();
   bool begin_chunk();
   void begin_device_dict();
-  void on_copied();
+  void note_copied();
   void build_plain(wire::Kind kind) { put({.kind = kind}, net::Message(wire::kHeadSize)); }
   void put(const wire::Head& head, net::Message frame);
   bool cancel_current();  // false: a device still reads from it

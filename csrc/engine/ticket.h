@@ -53,6 +53,13 @@ class SendTicket {
   bool is_settled() const { return read(settled_); }  // copied or failed: the source is read no more, unless it is
   bool is_abandoned() const { return read(abandoned_); }  // never to be freed or overwritten
 
+  // The source is read no more. Of a dict on devices, that is what their events say: before anybody here has heard of it.
+  // Throws kDevice.
+  bool is_over() const {
+    if (is_settled()) return true;
+    return flight_ && read(started_) && flight_->is_over();
+  }
+
   bool wait_started(const Deadline& deadline) {
     if (!wait(started_, deadline)) return false;
     const std::lock_guard lock(mutex_);

@@ -20,4 +20,9 @@ void PinnedSlab::take_back(std::uint64_t lease, std::size_t size) noexcept {
   --lent_;
 }
 
+std::shared_ptr<ReceiveBlock> make_block(PinnedSlab* slab, std::size_t size) {
+  std::shared_ptr<ReceiveBlock> block = slab != nullptr ? slab->take(size) : nullptr;
+  return block ? block : ReceiveBlock::make(size);
+}
+
 }  // namespace zmqpp::memory

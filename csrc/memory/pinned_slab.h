@@ -31,4 +31,7 @@ class PinnedSlab : public Lender, public std::enable_shared_from_this<PinnedSlab
   std::size_t lent_ = 0;
 };
 
+// In `slab` as long as that is there and has room; else in ordinary memory, from where CUDA stages what goes to a device.
+std::shared_ptr<ReceiveBlock> make_block(PinnedSlab* slab, std::size_t size);
+
 }  // namespace zmqpp::memory

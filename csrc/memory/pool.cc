@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -14,8 +15,8 @@ Chunk::~Chunk() {
   if (pool_ != nullptr) pool_->give_back(bytes_);
 }
 
-Pool::Pool(std::size_t chunk_bytes, std::size_t count, Event& freed)
-    : chunk_bytes_(chunk_bytes), slab_bytes_(chunk_bytes * count), freed_(freed) {
+Pool::Pool(std::size_t chunk_bytes, std::size_t count, Event& freed, std::size_t pinned_count)
+    : chunk_bytes_(chunk_bytes), slab_bytes_(chunk_bytes * std::max(count, pinned_count)), freed_(freed), count_(count) {
   // Anonymous pages: a pool that is never used costs address space only.
   void* slab = ::mmap(nullptr, slab_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (slab == MAP_FAILED) {
@@ -38,7 +39,15 @@ Pool::~Pool() {
 
 void Pool::pin(device::Device& device) {
   const std::lock_guard lock(mutex_);
-  if (!pinned_) pinned_.emplace(device, slab_, slab_bytes_);
+  if (pinned_) return;
+  pinned_.emplace(device, slab_, slab_bytes_);
+  std::vector<std::uint8_t*> free;
+  free.reserve(slab_bytes_ / chunk_bytes_);
+  for (std::size_t i = slab_bytes_ / chunk_bytes_; i-- > count_;) free.push_back(slab_ + i * chunk_bytes_);
+  free.insert(free.end(), free_.begin(), free_.end());
+  free_.swap(free);
+  count_ = slab_bytes_ / chunk_bytes_;
+  if (std::exchange(wanted_, false)) freed_.signal();
 }
 
 Chunk Pool::try_acquire() {
@@ -61,6 +70,11 @@ void Pool::give_back(std::uint8_t* bytes) noexcept {
     // Inside the lock: the owner destroys the pool only after it took the last chunk back under this lock.
     if (wake) freed_.signal();
   }
+}
+
+std::size_t Pool::count() const {
+  const std::lock_guard lock(mutex_);
+  return count_;
 }
 
 std::size_t Pool::free_count() const {

@@ -125,6 +125,7 @@ inline Options device_options(const std::string& bind, const std::string& connec
   o.device = device;
   o.shm_bytes = 2u << 20;
   o.pinned_bytes = 1u << 20;
+  o.pinned_pool_bytes = 0;  // so that there are more chunks than places for them
   return o;
 }
 

@@ -5,7 +5,7 @@
 // another context, or with memory that is not the driver's fail as they do with CUDA.
 //
 //   FAKE_CUDA_DEVICES=2  FAKE_CUDA_SEED=1  FAKE_CUDA_PAUSE_US=200 (the longest pause)  FAKE_CUDA_IPC=0 (not supported)
-//   FAKE_CUDA_KERNELS=0 (no image fits the device)
+//   FAKE_CUDA_KERNELS=0 (no image fits the device)  FAKE_CUDA_PINNABLE_MIB=32 (of memory that was there, at a time)
 //   CUDA_VISIBLE_DEVICES as with CUDA, numbers only
 #include <cstdio>
 #include <cstdlib>
@@ -265,6 +265,7 @@ CUDA cuMemFreeHost(void* bytes) {
 }
 CUDA cuMemHostRegister_v2(void* bytes, std::size_t size, unsigned) {
   if (here() == nullptr) return kNoContext;
+  if (size >> 20 >= static_cast<std::size_t>(setting("FAKE_CUDA_PINNABLE_MIB", 1 << 20))) return kNoMemory;
   const bool added = process().memory.add({reinterpret_cast<std::uint64_t>(bytes), size, -1, "", false});
   return added ? 0 : kAlreadyRegistered;
 }

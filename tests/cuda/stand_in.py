@@ -9,6 +9,8 @@ import contextlib
 import ctypes
 import math
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ _on_device: dict[
     int, torch.UntypedStorage
 ] = {}  # kept: an address stands for one tensor as long as a test runs
 _context = ctypes.c_void_p()
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def _check(result: int) -> None:
@@ -34,6 +37,8 @@ class Stream:
         _check(_driver.cuStreamCreateWithPriority(ctypes.byref(handle), 1, priority))
         _check(_driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())))
         self.cuda_stream = int(handle.value or 0)
+        self.captures = False
+        self._kept: list[Any] = []
 
     def copy(self, to: torch.Tensor, source: torch.Tensor) -> None:
         """Later, in order. Both must stay until `finish`."""
@@ -41,9 +46,25 @@ class Stream:
         size = ctypes.c_size_t(source.nbytes)
         _check(_driver.cuMemcpyAsync(*arguments, size, ctypes.c_void_p(self.cuda_stream)))
 
+    def block(self) -> threading.Event:
+        """What is given from now on is not begun before the event is set."""
+        event = threading.Event()
+        function = _HOST_FUNCTION(lambda _: event.wait() and None)
+        self._kept.append(function)
+        _check(_driver.cuLaunchHostFunc(ctypes.c_void_p(self.cuda_stream), function, None))
+        return event
+
+    def is_idle(self) -> bool:
+        return not _driver.cuStreamQuery(ctypes.c_void_p(self.cuda_stream))
+
+    def capture(self, on: bool) -> None:
+        """As if it captured a CUDA graph."""
+        _check(_driver.fake_capture(ctypes.c_void_p(self.cuda_stream), int(on)))
+        self.captures = on
+
     def finish(self) -> None:
         """Return when all that was given has been done."""
-        while _driver.cuStreamQuery(ctypes.c_void_p(self.cuda_stream)):
+        while not self.is_idle():
             pass
 
 
@@ -64,11 +85,29 @@ def is_on_device(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().data_ptr() in _on_device
 
 
+_current: list[Stream] = []
+
+
+def current_stream(device: Any = None) -> Stream:
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def on(stream: Stream) -> Iterator[None]:
+    """It is the current one meanwhile."""
+    _current.append(stream)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
 def install() -> Stream:
     """Change torch, and zmqpp where it asks torch's C++; returns the current stream."""
     _check(_driver.cuInit(0))
     _check(_driver.cuDevicePrimaryCtxRetain(ctypes.byref(_context), 0))
     current = Stream()
+    _current.append(current)
     empty = torch.empty
 
     def empty_anywhere(*sizes: Any, device: Any = None, **options: Any) -> torch.Tensor:
@@ -78,9 +117,9 @@ def install() -> Stream:
 
     torch.empty = empty_anywhere
     torch.cuda.Stream = Stream  # type: ignore[misc, assignment]
-    torch.cuda.stream = lambda stream: contextlib.nullcontext()  # type: ignore[assignment]
-    torch.cuda.current_stream = lambda device=None: current  # type: ignore[assignment, return-value]
-    torch.cuda.is_current_stream_capturing = lambda: False
+    torch.cuda.stream = on  # type: ignore[assignment]
+    torch.cuda.current_stream = current_stream  # type: ignore[assignment]
+    torch.cuda.is_current_stream_capturing = lambda: current_stream().captures
     torch.cuda.device_count = lambda: 2
     torch.cuda.current_device = lambda: 0
     torch.Tensor.is_cuda = property(is_on_device)  # type: ignore[assignment]
@@ -91,6 +130,6 @@ def install() -> Stream:
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
     from zmqpp import _arrival, _tensors
 
-    _arrival._raw_stream = lambda device: current.cuda_stream
+    _arrival._raw_stream = lambda device: current_stream().cuda_stream
     _tensors._describe = _tensors._describe_plain  # DLPack would tell the truth
     return current

@@ -48,3 +48,16 @@ def test_cuda_tensors_keep_their_order_with_the_current_stream(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.split("\n")) == ["", f"received by {lane}", f"sent by {lane}"]
+
+
+def test_handles_keep_their_promises(fake_driver: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cuda.handles"],
+        cwd=ROOT,
+        env={**os.environ, "ZMQPP_CUDA_LIBRARY": str(fake_driver), "FAKE_CUDA_PINNABLE_MIB": "96"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), f"{done.stdout}\n{done.stderr[-3000:]}"

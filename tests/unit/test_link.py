@@ -302,6 +302,29 @@ def test_sizes_above_the_limits_are_refused_before_sending() -> None:
         assert receiver.recv_dict() == {}
 
 
+@pytest.mark.parametrize("tag", [-1, 1 << 64, 1.5, "1", None])
+def test_what_is_no_tag_is_refused_with_one_line(tag: Any) -> None:
+    with pair() as (sender, _):
+        for send in (sender.isend_dict, sender.send_dict):
+            with pytest.raises(ConfigError, match=f"^tag={re.escape(repr(tag))} must be a whole number"):
+                send({}, tag=tag)
+
+
+@pytest.mark.parametrize("seconds", ["1", float("nan"), [1]])
+def test_what_is_no_time_is_refused_with_one_line(seconds: Any) -> None:
+    with pair() as (sender, receiver):
+        sent, posted = sender.isend_dict({}), receiver.irecv_dict()
+        for wait in (
+            sent.wait,
+            sent.wait_sent,
+            posted.wait,
+            lambda s: receiver.recv_dict(timeout_s=s),
+            lambda s: sender.send_dict({}, timeout_s=s),
+        ):
+            with pytest.raises(ConfigError, match="^timeout_s=.* must be a number of seconds$"):
+                wait(seconds)
+
+
 def test_sizes_above_the_receivers_limits_lose_the_link() -> None:
     with pair(receiver=replace(FAST, max_dict_bytes=1000)) as (sender, receiver):
         sender.send_dict({"x": torch.ones(1000)})

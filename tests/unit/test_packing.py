@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from tests.property.test_tensors import payload_of
 from zmqpp import _engine, _packing, _tensors
 from zmqpp._manifest import PACKED_FORMATS, PACKED_NUMBERS, PACKED_RUN
 from zmqpp.config import COMPRESSIONS
-from zmqpp.errors import ConfigError, DeviceError, MalformedError, UnsupportedError
+from zmqpp.errors import ConfigError, DeviceError, MalformedError, ResourceError, UnsupportedError
 
 FORMS = {"fp8": (448.0, torch.float8_e4m3fn), "int8": (127.0, torch.int8)}
 EACH = [(number, form) for number in PACKED_NUMBERS for form in PACKED_FORMATS]
@@ -292,6 +293,38 @@ def test_what_is_no_packed_tensor_is_refused(case: str) -> None:
     value, reason = WRONG[case]
     with pytest.raises(MalformedError, match=reason):
         read(value, [64, 8])
+
+
+def test_what_tensors_unpack_to_is_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(size: int) -> None:
+        raise AssertionError("allocated")
+
+    front = [64, 8, 64, 8]
+    manifest = msgspec.msgpack.encode([front, [1, "x", GOOD, "y", [8, 2, 3, *GOOD[3:]]]])
+    block = _engine.make_block(4 * 64)
+    memoryview(block)[:] = bytes(len(block))
+    assert len(_tensors.decode(manifest, block, limit_bytes=256)) == 2
+    with pytest.raises(MalformedError, match="make 256 bytes, the limit is 255"):
+        _tensors.decode(manifest, block, limit_bytes=255)
+    monkeypatch.setattr(_engine, "make_block", none)
+    with pytest.raises(MalformedError, match="make 128 bytes, the limit is 127"):
+        _tensors.decode(manifest, block, limit_bytes=127)
+
+
+def test_a_machine_without_memory_is_no_malformed_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    for raised in (
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ):
+        monkeypatch.setattr(_packing, "unpack", Mock(side_effect=raised))
+        with pytest.raises(ResourceError, match="receive: ") as caught:
+            read(GOOD, [64, 8])
+        assert isinstance(caught.value, DeviceError) == ("illegal" in str(raised))
+    monkeypatch.setattr(_packing, "unpack", Mock(side_effect=RuntimeError("shape is invalid")))
+    with pytest.raises(MalformedError, match="shape is invalid"):
+        read(GOOD, [64, 8])
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["written"] += 1
         return write(*args)
 
-    def counted_read(*args: Any) -> Any:
+    def counted_read(*args: Any, **options: Any) -> Any:
         counts["read"] += 1
-        return read(*args)
+        return read(*args, **options)
 
     monkeypatch.setattr(_tensors._manifest_writer, "encode", counted_write)
     monkeypatch.setattr(_tensors._manifest_reader, "decode", counted_read)
