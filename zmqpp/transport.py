@@ -12,9 +12,7 @@ import asyncio
 import functools
 import os
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from types import ModuleType
@@ -33,6 +31,7 @@ from zmqpp._opening import (
     register,
 )
 from zmqpp._routes import Control, Relay, Route
+from zmqpp._sources import Sources
 from zmqpp._wakeups import Wakeups
 from zmqpp.config import TransportConfig
 from zmqpp.endpoint import Endpoint, bind_endpoint, connect_endpoint
@@ -120,8 +119,7 @@ class Link:
         )
         self._wakeups = Wakeups(self._engine)
         self._owner = os.getpid()
-        self._in_flight: deque[tuple[_engine.SendTicket, list[Any]]] = deque()
-        self._in_flight_lock = threading.Lock()
+        self._sources = Sources()
         register(self)
 
     def send_control(
@@ -173,14 +171,14 @@ class Link:
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds)
         ticket = self._engine.send_dict(encoded.manifest, encoded.spans, tag, seconds)
-        self._hold(ticket, encoded.owners)
-        return SendTicket(ticket, seconds, self._wakeups, self._reap)
+        self._sources.hold(ticket, encoded.owners)
+        return SendTicket(ticket, seconds, self._wakeups, self._sources.let_go)
 
     def _isend_from_devices(self, encoded: Encoded, tag: int, seconds: float) -> SendTicket:
         streams = functools.partial(_arrival().current_streams, encoded.spans)
         ticket = self._engine.send_device_dict(encoded.manifest, encoded.spans, tag, seconds, streams())
-        self._hold(ticket, encoded.owners)
-        return SendTicket(ticket, seconds, self._wakeups, self._reap, streams)
+        self._sources.hold(ticket, encoded.owners)
+        return SendTicket(ticket, seconds, self._wakeups, self._sources.let_go, streams)
 
     def send_dict(self, tensors: dict[str, Any], *, tag: int = 0, timeout_s: float | None = None) -> None:
         """Send a dict; return when its tensors may be overwritten, those on a device by its current stream.
@@ -193,10 +191,10 @@ class Link:
         if encoded.is_on_device():
             return self._isend_from_devices(encoded, tag, seconds).wait(seconds + 5.0)
         ticket = self._engine.send_dict_now(encoded.manifest, encoded.spans, tag, seconds)
-        self._hold(ticket, encoded.owners)
+        self._sources.hold(ticket, encoded.owners)
         if ticket is not None:
             # The engine ends the ticket at the deadline; a little later means that the engine itself is stuck.
-            SendTicket(ticket, seconds, self._wakeups, self._reap).wait(seconds + 5.0)
+            SendTicket(ticket, seconds, self._wakeups, self._sources.let_go).wait(seconds + 5.0)
 
     def irecv_dict(self, *, tag: int | None = None, timeout_s: float | None = None) -> RecvTicket:
         """Take the next place in the order of receives; never blocks. `timeout_s` is for its `wait`."""
@@ -269,7 +267,7 @@ class Link:
             ConnectError: the port was not free within `timeout_s`.
         """
         self._engine.reopen_send(timeout_s)
-        self._reap()
+        self._sources.let_go()
 
     def reopen_receive(self) -> None:
         """The receiving half anew, to the same address, whose name is looked up again; tensors received stay."""
@@ -331,7 +329,7 @@ class Link:
             receive_p50_us, receive_p99_us: through the socket, from a dict's first message to its last; through
                 shared memory, from its being there until it was taken.
         """
-        self._reap()
+        self._sources.let_go()
         self._log.say_refusals()
         return named_stats(self._engine, *self._sockets)
 
@@ -345,7 +343,7 @@ class Link:
         self._log.say_refusals()
         self._engine.close(self.config.linger_s if linger_s is None else linger_s)
         self._wakeups.poke()
-        self._reap()
+        self._sources.let_go()
         forget(self)
 
     def __enter__(self) -> Link:
@@ -356,7 +354,7 @@ class Link:
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the very end of Python, modules are gone; what was open was closed before that.
-        if hasattr(self, "_in_flight_lock") and not is_finalizing():  # else it was never opened
+        if hasattr(self, "_sources") and not is_finalizing():  # else it was never opened
             self.close(0)
 
     def _seconds(self, timeout_s: float | None) -> float:
@@ -403,25 +401,6 @@ class Link:
             )
         return encoded
 
-    def _hold(self, ticket: _engine.SendTicket | None, owners: list[Any]) -> None:
-        """Keep what the engine still reads, even if nobody keeps the ticket."""
-        if self._in_flight:
-            self._reap()
-        if ticket is not None and (ticket.is_abandoned() or not ticket.is_settled()):
-            with self._in_flight_lock:
-                self._in_flight.append((ticket, owners))
-
-    def _reap(self) -> None:
-        """Let go of tensors that the engine has copied; a device that has failed may read on in what is abandoned."""
-        with self._in_flight_lock:
-            while self._in_flight and self._in_flight[0][0].is_settled():
-                ticket, owners = self._in_flight.popleft()
-                if ticket.is_abandoned():
-                    _abandoned.append(owners)
-
-
-_abandoned: list[list[Any]] = []
-"""Tensors that are never freed: see `SendTicket.is_abandoned` of the engine."""
 
 _TURN_S = 0.001
 """How long a task may go on with dicts that are there already before other tasks have their turn."""

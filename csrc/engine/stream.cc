@@ -219,10 +219,10 @@ void Stream::note_copied() {
   if (!current_ || current_->copied || current_->begun < current_->item.total || is_landing()) return;
   current_->copied = true;
   Outgoing& item = current_->item;
-  item.ticket->mark_copied();
   leave_flight(item, stats_);
   stats_.send_ns.add(now_ns() - item.accepted_ns);
   budget_.release(std::exchange(item.held_bytes, 0), 0);
+  item.ticket->mark_copied();  // last: who hears of it finds it counted
 }
 
 void Stream::put(const wire::Head& head, net::Message frame) {

@@ -274,6 +274,12 @@ CUDA cuMemHostUnregister(void* bytes) {
 }
 
 // Not CUDA's: how often memory was freed that another process had open, which is undefined there.
+// Whether CUDA knows these bytes, as pinned memory of the host.
+CUDA fake_is_pinned(const void* bytes) {
+  const auto range = process().memory.find(reinterpret_cast<std::uint64_t>(bytes));
+  return range && range->ordinal == -1;
+}
+
 CUDA fake_early_frees() { return process().early_frees; }
 
 // ---- between processes -------------------------------------------------------------------------------------------

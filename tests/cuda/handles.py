@@ -189,7 +189,7 @@ def a_send_that_a_device_failed_is_completed(current: Stream) -> None:
             raise DeviceError("as CUDA says")
 
     with pair() as (sender, _):
-        assert SendTicket(Broken(), 1, sender._wakeups, sender._reap).is_completed()  # type: ignore[arg-type]
+        assert SendTicket(Broken(), 1, sender._wakeups, sender._sources.let_go).is_completed()  # type: ignore[arg-type]
 
 
 def a_dict_larger_than_the_old_pool_blocks_nobody(current: Stream) -> None:

@@ -25,6 +25,7 @@ TRANSPORT = (
     "_manifest",
     "_arrival",
     "_packing",
+    "_sources",
     "_manifest_writer",
     "_manifest_reader",
     "_tensors",
@@ -58,6 +59,7 @@ ALLOWED = {
     "_link_log": {"_engine"},
     "_routes": set(),
     "_wakeups": {"errors", "_engine"},
+    "_sources": {"_engine"},
     "tickets": {"errors", "_engine", "_wakeups"},
     "transport": {
         "errors",
@@ -70,6 +72,7 @@ ALLOWED = {
         "_opening",
         "_link_log",
         "_routes",
+        "_sources",
         "_wakeups",
         "tickets",
     },

@@ -469,12 +469,12 @@ def test_only_tensors_that_a_failed_device_may_still_read_outlive_their_link() -
     tickets, seen = [Ticket(False), Ticket(True), Ticket(False)], []
     for ticket in tickets:
         owner = Owner()
-        link._hold(ticket, [owner])  # type: ignore[arg-type]
+        link._sources.hold(ticket, [owner])  # type: ignore[arg-type]
         seen.append(weakref.ref(owner))
     for ticket in tickets:
         ticket.settled = True
     late = Owner()
-    link._hold(tickets[1], [late])  # type: ignore[arg-type]
+    link._sources.hold(tickets[1], [late])  # type: ignore[arg-type]
     seen.append(weakref.ref(late))
     del owner, late
     link.close()
