@@ -117,10 +117,11 @@ class Sample(Message, tag="sample"):
 
 
 class StepReply(Message, tag="step-reply"):
-    """The last stage's ModelRunnerOutput for one step."""
+    """The last stage's ModelRunnerOutput for one step, and its DraftTokenIds for the next if it speculates."""
 
     step: _Step
     payload: bytes
+    drafts: bytes | None = None
 
 
 class Report(Message, tag="report"):

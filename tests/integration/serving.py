@@ -99,7 +99,12 @@ def _rounded(value: Any) -> Any:
 
 
 @contextmanager
-def one_process(log: Path, model: Path | None = None, flags: Iterable[str] = FLAGS) -> Iterator[Served]:
+def one_process(
+    log: Path,
+    model: Path | None = None,
+    flags: Iterable[str] = FLAGS,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
     """An ordinary `vllm serve` without any flag of ours."""
     port = free_base_port(1)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model or docs_llama())]
@@ -109,7 +114,7 @@ def one_process(log: Path, model: Path | None = None, flags: Iterable[str] = FLA
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **(environment or {})},
             start_new_session=True,
         )
     try:

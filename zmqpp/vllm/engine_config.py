@@ -8,6 +8,7 @@ from typing import Any
 
 from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import compat
+from zmqpp.vllm.drafts import check_method
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.start_checks import check_keys
 
@@ -38,8 +39,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
         raise UnsupportedError(
             "Model Runner V2 is not supported with external stages yet: set VLLM_USE_V2_MODEL_RUNNER=0, on every stage"
         )
-    if config.speculative_config is not None:
-        raise UnsupportedError("speculative decoding is not supported with external stages yet: leave it out")
+    check_method(config.speculative_config)
     if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
         raise UnsupportedError(
             "KV and encoder cache connectors are not supported with external stages yet: leave them out"

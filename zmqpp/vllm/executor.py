@@ -21,6 +21,8 @@ from zmqpp.errors import StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
+from zmqpp.vllm.batches import balance_batches, wants_balance
+from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, introduce
@@ -63,10 +65,12 @@ class ExternalStageExecutor(Executor):
         self.admit = Admission(self.vllm_config).check
         announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
         try:
+            self._balances = wants_balance()
             self.first = FirstStage(self.vllm_config, self.options)
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
             self.publisher = Publisher(self.board)
             self.ring = EngineRing(self.first.link, self.board, self.first.check)
+            self.ring.draft_limits = self._draft_limits()
             self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
             self.first.link.set_epoch(self.epoch)
@@ -191,7 +195,8 @@ class ExternalStageExecutor(Executor):
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
-        self._serving = True
+        if not self._serving:
+            self._begin_serving()
         self._track_masks(scheduler_output)
         if _is_empty(scheduler_output):
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
@@ -208,6 +213,23 @@ class ExternalStageExecutor(Executor):
             return future if non_block else future.result()
         self._current, self._waits_for_mask = future, not sample
         return _answer(None, non_block)
+
+    def _begin_serving(self) -> None:
+        self._serving = True
+        scheduler = getattr(self.engine, "scheduler", None)
+        if scheduler is None:
+            return
+        if self.vllm_config.speculative_config is not None:
+            follow_up_drafts(scheduler)
+        if self._balances:
+            balance_batches(scheduler, self.vllm_config.max_concurrent_batches)
+
+    def _draft_limits(self) -> tuple[int, int]:
+        config = self.vllm_config.speculative_config
+        return self.model_config.get_vocab_size(), config.num_speculative_tokens if config is not None else 0
+
+    def take_draft_token_ids(self) -> None:
+        """None: drafts come with the output they follow (`drafts.py`)."""
 
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """The output of the step that `execute_model` started last."""

@@ -17,8 +17,8 @@ from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError,
 from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
+from zmqpp.vllm.drafts import open_output
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
-from zmqpp.vllm.step_checks import check_output
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
 
@@ -44,6 +44,7 @@ class EngineRing:
         """What ended this epoch; until `renew`, reading and sending raise StageLost."""
         self.recover: Callable[[], None] | None = None
         """Brings the ring back and gives up what was on it; None = a lost stage ends the pipeline."""
+        self.draft_limits = (0, 0)  # vocabulary, and tokens drafted for a request
         self.recovering = False
         """A loss meanwhile is the recovery's own to handle."""
         self.on_lost: Callable[[control.Lost], None] = lambda lost: None
@@ -183,8 +184,7 @@ class EngineRing:
         if isinstance(message, control.StepReply):
             future = self._steps.pop(message.step, None)
             if future is not None:
-                output = codec.decode(message.payload)
-                check_output(output)
+                output = open_output(message, *self.draft_limits)
                 self.board.finish(message.step, sum(map(len, output.sampled_token_ids)))
                 future.set_result(output)
         elif isinstance(message, control.Report) and 0 <= message.stage < self.stages:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmqpp.errors import ConfigError
+from zmqpp.vllm.drafts import speculation
 
 _GETTERS: dict[str, Callable[[Any], Any]] = {
     # EngineArgs field -> where stage 0's finished VllmConfig holds it
@@ -34,6 +35,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "num_gpu_blocks_override": lambda c: c.cache_config.num_gpu_blocks_override,
     "enable_prefix_caching": lambda c: c.cache_config.enable_prefix_caching,
     "optimization_level": lambda c: int(c.optimization_level),
+    "speculative_config": lambda c: speculation(c.speculative_config),
     "enable_lora": lambda c: c.lora_config is not None,
     "max_loras": lambda c: _lora(c, "max_loras"),
     "max_lora_rank": lambda c: _lora(c, "max_lora_rank"),

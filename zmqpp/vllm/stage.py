@@ -300,14 +300,14 @@ class Stage:
             if self.options.is_last and output is None and step.sample:
                 output = self._built().sample(None)
         if self.options.is_last and output is not None:
-            self.place.reply(control.StepReply(step.step, codec.encode(output)))
+            self.place.reply(self._built().reply(step.step, output))
         self._report_if_due()
 
     def _run_sample(self, sample: control.Sample) -> None:
         if self.options.is_last:
             with self._reporting().recorder.sampling(sample.step):
                 output = self._built().sample(codec.decode(sample.payload))
-            self.place.reply(control.StepReply(sample.step, codec.encode(output)))
+            self.place.reply(self._built().reply(sample.step, output))
 
     def _reporting(self) -> Reporter:
         if self._reporter is None:

@@ -15,10 +15,12 @@ from vllm.platforms import current_platform
 from vllm.utils.network_utils import get_file_store_init_method
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.transport import Link
-from zmqpp.vllm import compat
+from zmqpp.vllm import codec, compat
+from zmqpp.vllm.accepted import AcceptedDrafts
 from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.restore import forget, restore
@@ -49,6 +51,7 @@ class StageWorker:
             link, stage, total, torch.device(current_platform.device_type), step_timeout_s
         )
         self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=stage)
+        self._accepted = self._no_drafts()
 
     def load(self) -> LoadReport:
         """Make the device ready and load this stage's weights.
@@ -74,6 +77,9 @@ class StageWorker:
         self.wrapper.init_device()
         self.group.use_device(self.wrapper.worker.device or self.group.device)
         self.wrapper.load_model()
+        runner = self.wrapper.worker.model_runner
+        if self.config.speculative_config is not None and not hasattr(runner, "drafter"):
+            runner.drafter = None  # only the last stage's has one, but from here on vLLM asks all for it
         current_platform.update_block_size_for_backend(self.config)
         self._allocate_intermediate_tensors()
         if self.group.device.type == "cpu" and self.group.is_last_rank:
@@ -170,6 +176,8 @@ class StageWorker:
     def execute(self, step: int, scheduler_output: Any) -> Any:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step
+        if self._accepted is not None:
+            self._accepted.catch_up(self.wrapper.worker.model_runner, scheduler_output)
         return _finished(self.wrapper.execute_model(scheduler_output))
 
     def _limits(self) -> StepLimits:
@@ -183,8 +191,13 @@ class StageWorker:
         worker = getattr(self.wrapper, "worker", None)
         return getattr(getattr(worker, "model_runner", None), "kv_cache_config", None) is not None
 
+    def _no_drafts(self) -> AcceptedDrafts | None:
+        drafts = self.config.speculative_config is not None and not self.group.is_last_rank
+        return AcceptedDrafts() if drafts else None
+
     def forget_requests(self) -> None:
         """Whatever was in flight is gone, on every stage."""
+        self._accepted = self._no_drafts()
         forget(self.wrapper.worker)
 
     def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
@@ -210,6 +223,13 @@ class StageWorker:
         caches = getattr(self.wrapper.worker.model_runner, "kv_caches", ())
         tensors = [cache for cache in caches if isinstance(cache, torch.Tensor)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def reply(self, step: int, output: Any) -> control.StepReply:
+        """What the last stage answers: the step's output, and what it drafts for the next one."""
+        drafts = None
+        if self.config.speculative_config is not None:
+            drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
+        return control.StepReply(step, codec.encode(output), drafts)
 
     def sample(self, grammar_output: Any) -> Any:
         """Sample the step just run (last stage).

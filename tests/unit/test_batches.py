@@ -1,0 +1,163 @@
+"""Decodes are divided among the batches in flight: by vLLM's own scheduler, under zmqpp's share."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from zmqpp.errors import ConfigError
+from zmqpp.models import docs_llama
+from zmqpp.vllm.batches import BalancedScheduler, balance_batches, wants_balance
+
+_BLOCKS, _BLOCK = 512, 32
+_PROMPT = 8
+
+
+def _scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any) -> Any:
+    arguments = EngineArgs(
+        model=str(docs_llama()),
+        max_model_len=512,
+        max_num_batched_tokens=256,
+        block_size=_BLOCK,
+        kv_cache_memory_bytes=64 << 20,
+        pipeline_parallel_size=1,
+        **{"max_num_seqs": 64, **more},
+    )
+    config = arguments.create_engine_config()
+    config.parallel_config.pipeline_parallel_size = batches
+    config.cache_config.num_gpu_blocks = _BLOCKS
+    spec = FullAttentionSpec(block_size=_BLOCK, num_kv_heads=2, head_size=32, dtype=torch.float32)
+    cache = KVCacheConfig(
+        num_blocks=_BLOCKS,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
+    return kind(
+        vllm_config=config,
+        kv_cache_config=cache,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=_BLOCK,
+        log_stats=False,
+    )
+
+
+def _add(scheduler: Any, names: range) -> None:
+    for name in names:
+        parameters = SamplingParams(max_tokens=100, ignore_eos=True)
+        scheduler.add_request(
+            Request(
+                request_id=str(name),
+                prompt_token_ids=[3] * _PROMPT,
+                sampling_params=parameters,
+                pooling_params=None,
+            )
+        )
+
+
+def _answer(scheduler: Any, step: Any) -> None:
+    """The step came back: one token for each of its requests."""
+    names = list(step.num_scheduled_tokens)
+    output = ModelRunnerOutput(
+        req_ids=names,
+        req_id_to_index={name: index for index, name in enumerate(names)},
+        sampled_token_ids=[[7] for _ in names],
+        logprobs=None,
+        prompt_logprobs_dict={},
+        pooler_output=[],
+    )
+    scheduler.update_from_output(step, output)
+
+
+def _sizes(scheduler: Any, batches: int, steps: int) -> list[int]:
+    """How many requests each step has, with `batches` of them in flight as vLLM's engine keeps them."""
+    flying: deque[Any] = deque()
+    sizes = []
+    for _ in range(steps):
+        step = scheduler.schedule()
+        if step.num_scheduled_tokens:
+            flying.append(step)
+        sizes.append(len(step.num_scheduled_tokens))
+        if len(flying) == batches or not step.num_scheduled_tokens:
+            _answer(scheduler, flying.popleft())
+    return sizes
+
+
+def test_what_decodes_is_divided_evenly() -> None:
+    scheduler = _scheduler(2)
+    balance_batches(scheduler, 2)
+    _add(scheduler, range(16))
+    sizes = _sizes(scheduler, 2, 12)
+    assert sizes[0] == 16, "prompts are not divided"
+    assert set(sizes[-6:]) == {8}
+
+
+def test_vllm_alone_puts_all_that_is_ready_into_one_batch() -> None:
+    """Else there is nothing to balance, and the module may go."""
+    scheduler = _scheduler(2)
+    _add(scheduler, range(16))
+    assert 16 in _sizes(scheduler, 2, 12)[-6:]
+
+
+@pytest.mark.parametrize(("requests", "batches", "largest"), [(1, 2, 1), (3, 2, 2), (5, 4, 2), (13, 3, 5)])
+def test_numbers_that_do_not_divide(requests: int, batches: int, largest: int) -> None:
+    scheduler = _scheduler(batches)
+    balance_batches(scheduler, batches)
+    _add(scheduler, range(requests))
+    sizes = _sizes(scheduler, batches, 10 * batches)
+    assert max(sizes[2 * batches :]) == largest
+    even = sizes[5 * batches :]
+    assert {size for size in even if size} <= {largest, largest - 1}
+    assert sum(even) / sum(1 for size in even if size) == pytest.approx(
+        requests / min(requests, batches), rel=0.2
+    )
+
+
+def test_a_prompt_that_comes_meanwhile_is_not_held_back() -> None:
+    scheduler = _scheduler(2)
+    balance_batches(scheduler, 2)
+    _add(scheduler, range(8))
+    _sizes(scheduler, 2, 6)
+    _add(scheduler, range(8, 16))
+    step = scheduler.schedule()
+    assert sum(step.num_scheduled_tokens.values()) >= 8 * _PROMPT
+    assert scheduler.max_num_scheduled_tokens == 256, "the budget is vLLM's again"
+
+
+def test_prompts_that_must_wait_for_a_place_do_not_undo_the_balance() -> None:
+    scheduler = _scheduler(2, max_num_seqs=8)
+    balance_batches(scheduler, 2)
+    _add(scheduler, range(16))
+    assert set(_sizes(scheduler, 2, 12)[-6:]) == {4}
+
+
+def test_vllms_own_pipeline_can_have_the_same() -> None:
+    scheduler = _scheduler(2, BalancedScheduler)
+    _add(scheduler, range(16))
+    assert set(_sizes(scheduler, 2, 12)[-6:]) == {8}
+
+
+def test_one_batch_in_flight_has_all() -> None:
+    scheduler = _scheduler(1)
+    balance_batches(scheduler, 1)
+    _add(scheduler, range(16))
+    assert set(_sizes(scheduler, 1, 6)) == {16}
+
+
+def test_the_switch_is_on_off_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZMQPP_BALANCE_BATCHES", raising=False)
+    assert wants_balance()
+    monkeypatch.setenv("ZMQPP_BALANCE_BATCHES", "0")
+    assert not wants_balance()
+    monkeypatch.setenv("ZMQPP_BALANCE_BATCHES", "yes")
+    with pytest.raises(ConfigError, match="ZMQPP_BALANCE_BATCHES='yes'"):
+        wants_balance()
