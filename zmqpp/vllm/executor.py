@@ -21,9 +21,10 @@ from zmqpp.errors import StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
+from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.first_stage import FirstStage
-from zmqpp.vllm.fit import check_fit, introduce
+from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.init_log import ADAPTER_CALLS, Call, with_adapter_call
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
@@ -31,7 +32,6 @@ from zmqpp.vllm.recovery import Recovery
 from zmqpp.vllm.ring import EngineRing
 from zmqpp.vllm.ring_future import RingFuture, StageLost
 from zmqpp.vllm.settings import shared_settings
-from zmqpp.vllm.stage import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.timeouts import startup_s
 from zmqpp.watch import span
 from zmqpp.watch.board import Board
@@ -56,6 +56,8 @@ class ExternalStageExecutor(Executor):
         """Running requests with structured output: their steps wait for a grammar mask."""
         self.init_log: list[Call] = []
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
+        self._ranks: list[int] = []
+        """Workers of each stage, once they are known."""
         self._trace_started: list[Asked] = []
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
@@ -101,8 +103,9 @@ class ExternalStageExecutor(Executor):
         return self.ring.hello(hello, timeout_s, waiting)
 
     def fit(self, replies: list[control.HelloReply]) -> None:
-        """Raises ConfigError where the stages do not make up the model."""
+        """Raises ConfigError where the stages do not make up the model, or one came back with other workers."""
         check_fit(replies)
+        self._ranks = check_ranks(self._ranks, replies)
         for reply in replies:
             introduce(self.board, reply)
 
@@ -123,7 +126,7 @@ class ExternalStageExecutor(Executor):
     def _load(self) -> None:
         self.board.set_states("loading")
         self.publisher.publish()
-        self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD)
+        self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD, (first_workers(self._ranks),))
         for index, loaded in enumerate(self.load_reports):
             stage = self.board.stage(index)
             stage.parameters, stage.weight_bytes = loaded["parameters"], loaded["bytes"]
@@ -155,7 +158,7 @@ class ExternalStageExecutor(Executor):
         non_block: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Run a worker method, named by a string, on every stage; results in stage order.
+        """Run a worker method, named by a string, on every worker; results in the order of their ranks.
 
         Raises:
             UnsupportedError: a callable (code does not travel), or an argument of a type that does not.
