@@ -196,7 +196,7 @@ def set_pipeline_group(group: Any) -> None:
 
 
 def forget_shared_names() -> None:
-    """Remove the names of the memory in which a stage's ranks on CPU meet: all have mapped it, and a kill leaves none."""
+    """Remove the names of the memory in which a stage's ranks on CPU meet: a kill would leave them, and all have it."""
     group = os.environ.get("VLLM_DIST_IDENT")
     for path in Path("/dev/shm").glob(f"*{group}-*") if group else ():
         path.unlink(missing_ok=True)
