@@ -26,9 +26,9 @@ SOME = {
 }
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (1, 2)], ids=["2 and 2 ranks", "1 and 2 ranks"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pipeline(tmp_path_factory.mktemp("ranks") / "logs", 2, ranks=request.param) as served:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pipeline(tmp_path_factory.mktemp("ranks") / "logs", 2, ranks=(2, 2)) as served:
         yield served
 
 
@@ -83,3 +83,8 @@ def test_a_killed_rank_ends_its_stage_which_is_replaced(served: Served, wanted: 
     while (left := unmapped() - others) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
+
+
+def test_stages_may_have_different_numbers_of_ranks(tmp_path: Path, wanted: dict[str, Any]) -> None:
+    with pipeline(tmp_path / "logs", 2, ranks=(1, 2)) as served:
+        assert served.answers(SOME, at_once=8) == wanted

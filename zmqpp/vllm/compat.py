@@ -196,10 +196,15 @@ def set_pipeline_group(group: Any) -> None:
 
 
 def forget_shared_names() -> None:
-    """Remove the names of the memory in which a stage's ranks on CPU meet: a kill would leave them, and all have it."""
-    group = os.environ.get("VLLM_DIST_IDENT")
+    """Remove the names of the memory that a stage's ranks share: a kill would leave them, and all have it by now."""
+    group = os.environ.get("VLLM_DIST_IDENT")  # set on CPU
     for path in Path("/dev/shm").glob(f"*{group}-*") if group else ():
         path.unlink(missing_ok=True)
+    tensor_parallel = importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
+    ring = getattr(getattr(tensor_parallel, "mq_broadcaster", None), "buffer", None)
+    if getattr(ring, "is_creator", False):
+        ring.shared_memory.unlink()
+        ring.is_creator = False  # else it does so again when it goes
 
 
 # ---- refusals and messages -------------------------------------------------------------------------------
