@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,13 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["run_rank"]
 
 
-def run_rank(stage: int, rank: int, model: str, words: Connection, reason: Connection, lock: Any) -> None:
+def run_rank(stage: int, rank: int, model: str, words: Connection, reason: Connection) -> None:
     """Main function of the process.
 
     Args:
         words: rank 0's end speaks; answers go back through it.
         reason: takes the last word of a process that fails.
-        lock: of the place it will be given.
     """
     from vllm.utils.system_utils import decorate_logs, set_process_title
 
@@ -48,7 +46,7 @@ def run_rank(stage: int, rank: int, model: str, words: Connection, reason: Conne
     decorate_logs(f"stage {stage} rank {rank}")
     try:
         warm_up(model)
-        _Rank(stage, words, lock).run()
+        _Rank(stage, words).run()
     except EOFError:
         os._exit(1)  # Rank 0 is gone. What is left of vLLM's groups may wait for it in vain.
     except Exception as error:
@@ -66,8 +64,8 @@ def _fail(reason: Connection, error: Exception) -> NoReturn:
 
 
 class _Rank:
-    def __init__(self, stage: int, words: Connection, lock: Any) -> None:
-        self._stage, self._words, self._lock = stage, words, lock
+    def __init__(self, stage: int, words: Connection) -> None:
+        self._stage, self._words = stage, words
 
     def run(self) -> None:
         """Returns when the stage ends in good order."""
@@ -91,7 +89,7 @@ class _Rank:
         compat.configure_logging(given.config)
         total = given.config.parallel_config.pipeline_parallel_size
         group = FollowingGroup(self._stage, total, first_device(), self._listen)
-        worker = StageWorker(given.config, group, given.layers, replace(given.place, lock=self._lock))
+        worker = StageWorker(given.config, group, given.layers, given.place)
         report = worker.load()
         self._reply(control.RpcReply(0, given.place.rank, payload=codec.encode(report.counts())))
         return worker

@@ -31,8 +31,6 @@ class RankPlace:
     """Workers of the stages before this one: `first + rank` is its place among all."""
     init_method: str = ""
     """Where the workers of this stage meet."""
-    lock: Any = None
-    """vLLM's, shared by the workers of a host."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,6 @@ class Ranks:
         self.stage, self.size = stage, size
         self.on_loss: Callable[[str], None] = lambda reason: None
         """Called by the watch when a rank is gone and the main thread has not taken notice."""
-        self._lock = get_context("spawn").Lock()
         self._children: list[_Child] = []
         self._closing = threading.Event()
         try:
@@ -81,7 +80,7 @@ class Ranks:
         reason, their_reason = context.Pipe(duplex=False)
         process = context.Process(
             target=run_rank,
-            args=(self.stage, rank, model, their_words, their_reason, self._lock),
+            args=(self.stage, rank, model, their_words, their_reason),
             name=f"zmqpp-stage-{self.stage}-rank-{rank}",
             daemon=True,  # as vLLM's own workers
         )
@@ -100,7 +99,7 @@ class Ranks:
         from zmqpp.vllm.rank_group import LeadingGroup
         from zmqpp.vllm.worker import PipelineGroup, StageWorker, first_device, meeting_point
 
-        place = RankPlace(0, self.size, first, meeting_point(), self._lock)
+        place = RankPlace(0, self.size, first, meeting_point())
         total = config.parallel_config.pipeline_parallel_size
         if self.size == 1:
             return StageWorker(
@@ -115,7 +114,7 @@ class Ranks:
         """Let each load its share; `answers` has then what each says of that."""
         environment = dict(os.environ)
         for child in self._children:
-            theirs = replace(place, rank=child.rank, lock=None)  # a lock is inherited, or not at all
+            theirs = replace(place, rank=child.rank)
             try:
                 child.words.send(Assignment(config, layers, theirs, environment))
             except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class StageWorker:
             "rank": self.stage * self.place.size + self.place.rank,
             "distributed_init_method": self.place.init_method,
             "is_driver_worker": self.place.rank == 0,
-            "shared_worker_lock": self.place.lock,
+            # Of use to a cache of multimodal inputs in shared memory, which several ranks do not have. Without a name.
+            "shared_worker_lock": get_context("fork").Lock(),
         }
         self.wrapper.init_worker(all_kwargs=[arguments])
         self.wrapper.init_device()
