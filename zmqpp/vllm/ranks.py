@@ -65,6 +65,9 @@ class Ranks:
         """Called by the watch when a rank is gone and the main thread has not taken notice."""
         self._children: list[_Child] = []
         self._closing = threading.Event()
+        if size > 1:
+            # All are on this host, and torch's sockets ask nobody who he is.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
             for rank in range(1, size):
                 self._children.append(self._start(rank, model))
