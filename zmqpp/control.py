@@ -24,7 +24,7 @@ import msgspec
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -77,6 +77,8 @@ class HelloReply(Message, tag="hello-reply"):
     session: str = ""
     epoch: int = 0
     """Both of the hello that this answers."""
+    ranks: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] = 1
+    """Workers of the stage: its tensor-parallel size."""
 
 
 class Rpc(Message, tag="rpc"):
@@ -90,7 +92,7 @@ class Rpc(Message, tag="rpc"):
 
 
 class RpcReply(Message, tag="rpc-reply"):
-    """`payload` is the codec's result, or None when `error` (the remote traceback) is set."""
+    """`payload` is the codec's list of results, one of each worker that answers; None when `error` is set."""
 
     call: int
     stage: int

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,9 @@ def pipeline(
     flags: Iterable[str] = FLAGS,
     environment: Mapping[str, str] | None = None,
     models: Iterable[Path] = (),
+    ranks: Iterable[int] = (),
 ) -> Iterator[Served]:
-    """N external stages of a model, started as the documents say."""
+    """N external stages of a model, started as the documents say; `ranks`: the tensor-parallel size of each."""
     shutil.rmtree(log_dir, ignore_errors=True)
     base = free_base_port(stages + 2)
     plan = PipelinePlan(
@@ -166,6 +167,10 @@ def pipeline(
         environments=[{**ENVIRONMENT, **(environment or {})}] * stages,
     )
     with Launcher(plan, log_dir) as launcher:
+        for index, size in enumerate(ranks):
+            stage = launcher.stage_plans[index]
+            words = (*stage.arguments, "--tensor-parallel-size", str(size))
+            launcher.stage_plans[index] = replace(stage, arguments=words)
         launcher.start()
         launcher.wait_ready(READY_S)
         yield Served(plan.api.url, launcher, log_dir)

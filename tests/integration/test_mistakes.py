@@ -112,7 +112,11 @@ FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
     ),
     "headless": (0, {"headless": ""}, ("--headless contradicts stage 0",)),
     "same port twice": (0, {"port": "15550", "pipeline_local_bind_port": "15550"}, ("both 15550",)),
-    "tensor parallel": (1, {"tensor_parallel_size": "2"}, ("--tensor-parallel-size 2 is not supported",)),
+    "decode context parallel": (
+        1,
+        {"decode_context_parallel_size": "2"},
+        ("--decode-context-parallel-size 2 is not supported",),
+    ),
     "port not a number": (1, {"pipeline_local_bind_port": "http"}, ("--pipeline-local-bind-port", "http")),
     "port too high": (1, {"pipeline_local_bind_port": "70000"}, ("70000",)),
     "address without port": (
@@ -339,6 +343,14 @@ def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, 
     ended = zygote.run(["serve", str(model), *stage(0, 2, port), "--enforce-eager", "--max-model-len", "512"])
     assert_one_line(
         ended, "vLLM refuses this configuration", "Pipeline parallelism is not supported for this model"
+    )
+
+
+def test_ranks_that_cannot_share_the_heads_are_refused(zygote: Zygote, port: int) -> None:
+    words = stage(0, 2, port, tensor_parallel_size="4")
+    ended = zygote.run(["serve", str(docs_llama()), *words, *FLAGS])
+    assert_one_line(
+        ended, "vLLM refuses this configuration", "attention heads (6)", "tensor parallel size (4)"
     )
 
 

@@ -52,6 +52,20 @@ def test_cpu_stages_share_the_cores_and_leave_what_the_user_has_set(monkeypatch:
     assert "OMP_NUM_THREADS" not in stage_environment(0, 3, [])
 
 
+def test_each_rank_of_a_stage_takes_a_gpu_or_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = ["0", "1", "2", "3"]
+    taken = [stage_environment(i, 3, four, ranks=2)["CUDA_VISIBLE_DEVICES"] for i in range(3)]
+    assert taken == ["0,1", "2,3", "0,1"]
+    with pytest.raises(
+        ConfigError, match="each rank of a stage needs a GPU of its own, and there are 1 here"
+    ):
+        stage_environment(0, 2, four, ["2"], ranks=2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(devices, "cpu_limit", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert stage_environment(0, 2, [], ranks=2)["OMP_NUM_THREADS"] == "2"
+
+
 def test_threads_are_not_more_than_a_container_gives_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(devices, "cpu_limit", lambda: 4.0)

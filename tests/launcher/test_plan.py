@@ -11,6 +11,7 @@ from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, even_ranges
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free, free_base_port, free_port
+from zmqpp.pipeline.tensor_parallel import ranks_given
 
 API = ApiEndpoint("127.0.0.1", 8000, "docs-llama")
 VLLM = [
@@ -58,6 +59,18 @@ def test_four_stages_get_the_documented_flags() -> None:
         "--tensor-parallel-size": "1",
         "--enforce-eager": "",
     }
+
+
+@pytest.mark.parametrize(
+    "given", [("--tensor-parallel-size", "2"), ("--tensor-parallel-size=2",), ("-tp", "2")]
+)
+def test_the_users_tensor_parallel_size_is_the_only_one(given: tuple[str, ...]) -> None:
+    for stage in PipelinePlan("MODEL", 2, 15550, API, arguments=given).stages:
+        assert stage.command()[-len(given) :] == list(given)
+        assert sum(word.startswith(("--tensor-parallel-size", "-tp")) for word in stage.command()) == 1
+    assert ranks_given(given) == 2 and ranks_given([]) is None
+    with pytest.raises(ConfigError, match="'two': give the number of ranks"):
+        ranks_given(["--tensor-parallel-size", "two"])
 
 
 @pytest.mark.parametrize("total", [2, 3, 8])

@@ -106,6 +106,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
     from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
     from zmqpp.pipeline.ports import free_base_port, free_port
+    from zmqpp.pipeline.tensor_parallel import ranks_given
 
     _check_options(arguments)
     flags = check_flags(arguments.passed, _TAKEN)
@@ -114,7 +115,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     check_code_allowed(subject.config, str(arguments.folder), flags)
     if arguments.against is not None:
         check_code_allowed(read_config(arguments.against, "--against"), arguments.against, flags)
-    devices = visible_devices(arguments.device)
+    devices, ranks = visible_devices(arguments.device), ranks_given(flags) or 1
     vllm_flags = default_flags(subject, arguments.dtype or (None if devices else "float32"), flags)
     return PipelinePlan(
         model=subject.model,
@@ -122,8 +123,8 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
         base_port=free_base_port(subject.total, _HOST),
         api=ApiEndpoint(_HOST, free_port(_HOST), _NAME),
         ranges=subject.ranges,
-        arguments=(*vllm_flags, *memory_flags(subject.total, devices, flags, cache_is_given=True)),
-        environments=[stage_environment(index, subject.total, devices) for index in range(subject.total)],
+        arguments=(*vllm_flags, *memory_flags(subject.total * ranks, devices, flags, cache_is_given=True)),
+        environments=[stage_environment(i, subject.total, devices, (), ranks) for i in range(subject.total)],
         models=subject.models,
     )
 

@@ -15,6 +15,7 @@ from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
+from zmqpp.pipeline.tensor_parallel import ranks_given
 
 __all__ = ["serve_plan"]
 
@@ -49,7 +50,8 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
             "stages run on the CPU",
             file=sys.stderr,
         )
-    stages = _stages(arguments, split, ranges, gpu_ids or devices)
+    ranks = ranks_given(vllm_flags) or 1
+    stages = _stages(arguments, split, ranges, len(gpu_ids or devices) // ranks)
     _check_model(split, model, stages, ranges, vllm_flags)
     plan = PipelinePlan(
         model=model or "",
@@ -57,8 +59,8 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
         base_port=arguments.base_port,
         api=ApiEndpoint(_RING_HOST, arguments.api_port, *_names(arguments.name, split, model)),
         ranges=ranges,
-        arguments=(*vllm_flags, *memory_flags(stages, gpu_ids or devices, vllm_flags)),
-        environments=[stage_environment(i, stages, devices, gpu_ids) for i in range(stages)],
+        arguments=(*vllm_flags, *memory_flags(stages * ranks, gpu_ids or devices, vllm_flags)),
+        environments=[stage_environment(i, stages, devices, gpu_ids, ranks) for i in range(stages)],
         models=[str(path) for path in split.models] if split else (),
         host=_RING_HOST,
     )
@@ -80,12 +82,12 @@ def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
 
 
 def _stages(
-    arguments: argparse.Namespace, split: Split | None, ranges: Sequence[LayerRange], devices: Sequence[str]
+    arguments: argparse.Namespace, split: Split | None, ranges: Sequence[LayerRange], places: int
 ) -> int:
-    """As asked for; else what the split or the ranges say; else one a GPU, and two where there is none to count."""
+    """As asked for; else what the split or the ranges say; else as many as there are places on GPUs, at least two."""
     asked: int | None = arguments.num_stages
     if asked is None:
-        return len(split) if split else len(ranges) or max(2, len(devices))
+        return len(split) if split else len(ranges) or max(2, places)
     if asked < 2:
         raise ConfigError(f"--num-stages {asked}: a pipeline needs at least 2 stages")
     if ranges and len(ranges) != asked:

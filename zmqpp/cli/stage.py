@@ -127,15 +127,16 @@ def _shares(
 ) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     """Each stage's environment, and flags for all, where stages share a machine; alone, vLLM's own choice is the best.
 
-    The K-th stage of a machine takes the K-th of the GPUs. All machines are taken to be like this one.
+    The K-th stage of a machine takes the K-th of the GPUs; with several ranks, so many at a time.
+    All machines are taken to be like this one.
     """
     from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
+    from zmqpp.pipeline.tensor_parallel import ranks_given
 
     places = [hosts[:index].count(host) for index, host in enumerate(hosts)]
-    most = max(places) + 1
+    most, ranks = max(places) + 1, ranks_given(flags) or 1
     if gpu_ids:
-        chosen = [{"CUDA_VISIBLE_DEVICES": gpu_ids[place % len(gpu_ids)]} for place in places]
-        return chosen, memory_flags(most, gpu_ids, flags)
+        return [_gpus(place, gpu_ids, ranks) for place in places], memory_flags(most * ranks, gpu_ids, flags)
     if most == 1:
         return [], ()
     try:
@@ -143,12 +144,19 @@ def _shares(
     except ConfigError:
         return [], ()  # No vLLM here, so the plan is for other machines.
     sharing = [
-        stage_environment(place, hosts.count(host), devices) if hosts.count(host) > 1 else {}
+        stage_environment(place, hosts.count(host), devices, (), ranks) if hosts.count(host) > 1 else {}
         for place, host in zip(places, hosts, strict=True)
     ]
     for share in sharing:
         share.pop("VLLM_NO_USAGE_STATS", None)
-    return sharing, memory_flags(most, devices, flags)
+    return sharing, memory_flags(most * ranks, devices, flags)
+
+
+def _gpus(place: int, gpu_ids: list[str], ranks: int) -> dict[str, str]:
+    from zmqpp.pipeline.devices import stage_environment
+
+    chosen = stage_environment(place, 1, gpu_ids, ranks=ranks)
+    return {"CUDA_VISIBLE_DEVICES": chosen["CUDA_VISIBLE_DEVICES"]}
 
 
 def _index(word: str | None, total: int, every: bool) -> int | None:

@@ -70,20 +70,29 @@ def vllm_is_cpu() -> bool:
 
 
 def stage_environment(
-    index: int, stages: int, devices: Sequence[str], gpu_ids: Sequence[str] = ()
+    index: int, stages: int, devices: Sequence[str], gpu_ids: Sequence[str] = (), ranks: int = 1
 ) -> dict[str, str]:
     """What to set for stage `index` of `stages` on this machine; what the user has set for the CPU stays.
 
     Args:
         devices: of `visible_devices`; stages take them in turn. Empty: each stage gets its share of the cores.
         gpu_ids: the user's own choice in place of `devices`, as CUDA_VISIBLE_DEVICES names GPUs.
+        ranks: of each stage; each takes a GPU, and so does each rank a share of the cores.
+    Raises:
+        ConfigError: the ranks of a stage would have to share a GPU.
     """
     wanted = {"VLLM_NO_USAGE_STATS": "1"}
     chosen = gpu_ids or devices
     if chosen:
-        wanted["CUDA_VISIBLE_DEVICES"] = chosen[index % len(chosen)]
+        if ranks > len(chosen):
+            raise ConfigError(
+                f"--tensor-parallel-size {ranks}: each rank of a stage needs a GPU of its own, and there are "
+                f"{len(chosen)} here ({', '.join(chosen)})"
+            )
+        own = [chosen[(index * ranks + rank) % len(chosen)] for rank in range(ranks)]
+        wanted["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return wanted
-    threads = max(1, _usable_cores() // stages)
+    threads = max(1, _usable_cores() // (stages * ranks))
     wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
@@ -94,7 +103,7 @@ def memory_flags(
     """vLLM takes nearly all memory of a device for itself; stages that share one must take less each.
 
     Args:
-        stages: on this machine, taking `devices` in turn; without devices they share its memory.
+        stages: on this machine, or ranks of them, taking `devices` in turn; without devices they share its memory.
         flags: the user's own for vLLM, which stand.
         cache_is_given: the KV cache has a size of its own. vLLM then still refuses to start on a GPU with less free
             memory than its usual share, though it would not take it.

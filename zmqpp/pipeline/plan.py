@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.hosts import LOOPBACK, RingPlace, check_hosts, ring_places
+from zmqpp.pipeline.tensor_parallel import ranks_given
 
 __all__ = ["ApiEndpoint", "PipelinePlan", "StagePlan"]
 
@@ -79,7 +80,7 @@ class StagePlan:
             *["--pipeline-local-bind-port", RingPlace(self.host, self.bind_port, self.previous).bind],
             *self._place_flags(),
             *(["--pipeline-layer-range", str(self.layers)] if self.layers else []),
-            *["--tensor-parallel-size", "1"],
+            *(["--tensor-parallel-size", "1"] if ranks_given(self.arguments) is None else []),
             *self.arguments,
         ]
 

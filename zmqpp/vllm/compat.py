@@ -11,7 +11,9 @@ import dataclasses
 import enum
 import importlib
 import importlib.metadata
+import os
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +60,10 @@ SYMBOLS: dict[str, str] = {
     "vllm.distributed.parallel_state:_PP": "replaced by our pipeline group",
     "vllm.distributed.parallel_state:init_distributed_environment": "torch's world of one stage",
     "vllm.distributed.parallel_state:ensure_model_parallel_initialized": "torch's groups of one stage",
+    "vllm.distributed.parallel_state:get_tp_group": "carries the activations to a stage's other workers",
+    "vllm.distributed.parallel_state:GroupCoordinator.broadcast": "the same",
+    "vllm.distributed.parallel_state:destroy_model_parallel": "leaves no shared memory of a stage's workers behind",
+    "vllm.distributed.parallel_state:destroy_distributed_environment": "the same",
     "vllm.distributed.utils:get_pp_indices": "reads VLLM_PP_LAYER_PARTITION",
     "vllm.utils.network_utils:get_file_store_init_method": "torch's world of one needs no port",
     "vllm.platforms:current_platform": "device of this stage",
@@ -189,6 +195,18 @@ def set_pipeline_group(group: Any) -> None:
     parallel_state._PP = group
 
 
+def forget_shared_names() -> None:
+    """Remove the names of the memory that a stage's ranks share: a kill would leave them, and all have it by now."""
+    group = os.environ.get("VLLM_DIST_IDENT")  # set on CPU
+    for path in Path("/dev/shm").glob(f"*{group}-*") if group else ():
+        path.unlink(missing_ok=True)
+    tensor_parallel = importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
+    ring = getattr(getattr(tensor_parallel, "mq_broadcaster", None), "buffer", None)
+    if getattr(ring, "is_creator", False):
+        ring.shared_memory.unlink()
+        ring.is_creator = False  # else it does so again when it goes
+
+
 # ---- refusals and messages -------------------------------------------------------------------------------
 
 
@@ -204,11 +222,11 @@ def check_engine_flags(given: Any, where: str) -> None:
     """
     from zmqpp.errors import ConfigError
 
-    if getattr(given, "tensor_parallel_size", 1) != 1:
-        raise UnsupportedError(
-            f"--tensor-parallel-size {given.tensor_parallel_size} is not supported with external stages yet: use 1, "
-            f"and more stages"
-        )
+    for flag in ("prefill_context_parallel_size", "decode_context_parallel_size", "nnodes"):
+        if (size := getattr(given, flag, 1)) not in (1, None):
+            raise UnsupportedError(
+                f"--{flag.replace('_', '-')} {size} is not supported with external stages yet: use 1"
+            )
     if getattr(given, "data_parallel_size", 1) not in (1, None):
         raise UnsupportedError(
             "data parallel replicas of an external pipeline are not supported yet: start one pipeline each"

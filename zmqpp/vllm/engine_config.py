@@ -44,6 +44,26 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
         raise UnsupportedError(
             "KV and encoder cache connectors are not supported with external stages yet: leave them out"
         )
+    check_ranks(config, engine_args.tensor_parallel_size)
     # This process drives the devices of one stage; otherwise vLLM expects N x TP of them here.
     config.parallel_config.world_size = engine_args.tensor_parallel_size
     return config
+
+
+def check_ranks(config: Any, ranks: int) -> None:
+    """Refuse what a stage of several tensor-parallel ranks does not do.
+
+    Raises:
+        UnsupportedError: what, and what to do.
+    """
+    if ranks == 1:
+        return
+    cache = getattr(config.model_config.multimodal_config, "mm_processor_cache_type", None)
+    if cache == "shm":
+        raise UnsupportedError(
+            "--mm-processor-cache-type shm is not supported on a stage of several ranks: leave it out"
+        )
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
+        raise UnsupportedError(
+            "sequence parallelism (enable_sp) is not supported on a stage of several ranks: leave it out"
+        )

@@ -6,7 +6,6 @@ Source: contract of vllm/v1/executor/abstract.py.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,10 +21,11 @@ from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.batches import balance_batches, wants_balance
+from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.first_stage import FirstStage
-from zmqpp.vllm.fit import check_fit, introduce
+from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.init_log import ADAPTER_CALLS, Call, with_adapter_call
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
@@ -33,13 +33,10 @@ from zmqpp.vllm.recovery import Recovery
 from zmqpp.vllm.ring import EngineRing
 from zmqpp.vllm.ring_future import RingFuture, StageLost
 from zmqpp.vllm.settings import shared_settings
-from zmqpp.vllm.stage import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.timeouts import startup_s
-from zmqpp.watch import span
+from zmqpp.vllm.tracing import Tracing
 from zmqpp.watch.board import Board
-from zmqpp.watch.clock import Asked
 from zmqpp.watch.snapshot import Publisher
-from zmqpp.watch.trace import chrome_trace
 
 logger = init_logger("vllm.zmqpp.executor")
 
@@ -58,7 +55,8 @@ class ExternalStageExecutor(Executor):
         """Running requests with structured output: their steps wait for a grammar mask."""
         self.init_log: list[Call] = []
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
-        self._trace_started: list[Asked] = []
+        self._ranks: list[int] = []
+        """Workers of each stage, once they are known."""
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
@@ -71,6 +69,7 @@ class ExternalStageExecutor(Executor):
             self.publisher = Publisher(self.board)
             self.ring = EngineRing(self.first.link, self.board, self.first.check)
             self.ring.draft_limits = self._draft_limits()
+            self.tracing = Tracing(self.ring, self.board)
             self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
             self.first.link.set_epoch(self.epoch)
@@ -105,8 +104,9 @@ class ExternalStageExecutor(Executor):
         return self.ring.hello(hello, timeout_s, waiting)
 
     def fit(self, replies: list[control.HelloReply]) -> None:
-        """Raises ConfigError where the stages do not make up the model."""
+        """Raises ConfigError where the stages do not make up the model, or one came back with other workers."""
         check_fit(replies)
+        self._ranks = check_ranks(self._ranks, replies)
         for reply in replies:
             introduce(self.board, reply)
 
@@ -127,7 +127,7 @@ class ExternalStageExecutor(Executor):
     def _load(self) -> None:
         self.board.set_states("loading")
         self.publisher.publish()
-        self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD)
+        self.load_reports: list[dict[str, Any]] = self._logged_call(LOAD, (first_workers(self._ranks),))
         for index, loaded in enumerate(self.load_reports):
             stage = self.board.stage(index)
             stage.parameters, stage.weight_bytes = loaded["parameters"], loaded["bytes"]
@@ -159,7 +159,7 @@ class ExternalStageExecutor(Executor):
         non_block: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Run a worker method, named by a string, on every stage; results in stage order.
+        """Run a worker method, named by a string, on every worker; results in the order of their ranks.
 
         Raises:
             UnsupportedError: a callable (code does not travel), or an argument of a type that does not.
@@ -171,7 +171,7 @@ class ExternalStageExecutor(Executor):
                 f"external stages: no code travels between them; name a worker method instead"
             )
         if method in (START_TRACE, END_TRACE):
-            return self._trace(method)
+            return self.tracing.run(method)
         if self._serving or non_block:
             if method in ADAPTER_CALLS:
                 self.init_log = with_adapter_call(self.init_log, (method, args, kwargs or {}))
@@ -269,18 +269,6 @@ class ExternalStageExecutor(Executor):
         """Counters of each stage's link, in stage order."""
         stats: list[dict[str, Any]] = self.ring.call(STATS).result()
         return stats
-
-    def _trace(self, method: str) -> list[bytes]:
-        """Start a trace, or end it: then the Chrome trace, as JSON, is the one item of the list."""
-        if method == START_TRACE:
-            self.board.start_trace()
-        asked_ns = time.monotonic_ns()
-        replies: list[bytes] = self.ring.call(method).result()
-        clocks = [Asked(span.decode(reply), asked_ns, time.monotonic_ns()) for reply in replies]
-        if method == START_TRACE:
-            self._trace_started = clocks
-            return []
-        return [chrome_trace(self.board.end_trace(), self._trace_started, clocks)]
 
     def _abandon(self) -> None:
         """The API server died: stage 0 ends, and the others wait for the next one. Thread: the parent watch."""

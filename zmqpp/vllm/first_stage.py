@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import shutil
 import signal
@@ -14,9 +13,9 @@ from typing import Any
 from zmqpp.errors import StageError, ZmqppError
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.parent_death import die_with_parent
 from zmqpp.vllm.warning_lines import show_warnings
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_S = 3.0
 """Less than vLLM's API server gives its engine: a stage that hangs is ended from here."""
 
@@ -124,15 +123,15 @@ def run_first_stage(
 
     from zmqpp.vllm import compat
     from zmqpp.vllm.identity import own_range
+    from zmqpp.vllm.ranks import Ranks
     from zmqpp.vllm.stage import Stage
-    from zmqpp.vllm.timeouts import startup_s, step_s
     from zmqpp.vllm.warm import warm_up
 
     # Ctrl-C reaches the whole terminal group; the engine decides when its stages end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if engine_has_own_process:
         # Even a stopped child goes with its engine. Not where the engine lives in a user's thread, which may end.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        die_with_parent()
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
@@ -149,10 +148,12 @@ def run_first_stage(
             config=options.transport_config(),
             bear_silence=True,  # an engine that stands still a while; when it dies, this process dies with it
         )
-        warm_up(vllm_config.model_config.model)
-        layers = own_range(options, vllm_config.model_config)
-        log = init_logger("vllm.zmqpp.stage").info
-        Stage(options, link, lambda _: (vllm_config, layers), log, startup_s(), step_s()).run()
+        model = vllm_config.model_config.model
+        with Ranks(0, vllm_config.parallel_config.tensor_parallel_size, model) as ranks:
+            warm_up(model)
+            layers = own_range(options, vllm_config.model_config)
+            log = init_logger("vllm.zmqpp.stage").info
+            Stage(options, link, lambda _: (vllm_config, layers), ranks, log).run()
     except ZmqppError as error:
         if not _engine_lives():
             shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)

@@ -12,7 +12,7 @@ from zmqpp.layers import LayerRange, check_contiguous
 from zmqpp.watch.board import Board
 from zmqpp.watch.status import Layers
 
-__all__ = ["check_fit", "introduce"]
+__all__ = ["check_fit", "check_ranks", "first_workers", "introduce"]
 
 logger = init_logger("vllm.zmqpp.executor")
 
@@ -27,6 +27,28 @@ def check_fit(replies: Sequence[control.HelloReply]) -> None:
                 f"give every stage the same model and the same --hf-overrides"
             )
     check_contiguous({r.stage: LayerRange(r.start_layer, r.end_layer) for r in replies}, total)
+
+
+def check_ranks(before: Sequence[int], replies: Sequence[control.HelloReply]) -> list[int]:
+    """How many workers each stage has.
+
+    Args:
+        before: as it was when the pipeline was brought up; empty at that time.
+    Raises:
+        ConfigError: a stage came back with another number.
+    """
+    ranks = [reply.ranks for reply in replies]
+    for stage, (was, now) in enumerate(zip(before, ranks, strict=False)):
+        if was != now:
+            raise ConfigError(
+                f"stage {stage} came back with --tensor-parallel-size {now}, it had {was}: start it as it was"
+            )
+    return ranks
+
+
+def first_workers(ranks: Sequence[int]) -> list[int]:
+    """The place of each stage's first worker among those of all."""
+    return [sum(ranks[:stage]) for stage in range(len(ranks))]
 
 
 def introduce(board: Board, reply: control.HelloReply) -> None:

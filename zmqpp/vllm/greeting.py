@@ -8,13 +8,14 @@ import socket
 import msgspec
 
 from zmqpp import control
-from zmqpp.errors import ConfigError, UnsupportedError, ZmqppError
+from zmqpp._shown import shown
+from zmqpp.errors import ConfigError, MalformedError, UnsupportedError, ZmqppError
 from zmqpp.layers import LayerRange
 from zmqpp.version import __version__
 from zmqpp.vllm import compat
 from zmqpp.vllm.options import StageOptions
 
-__all__ = ["StartOver", "check_unchanged", "check_versions", "introduction"]
+__all__ = ["StartOver", "check_places", "check_unchanged", "check_versions", "introduction"]
 
 
 class StartOver(ZmqppError):
@@ -49,6 +50,12 @@ def check_unchanged(before: control.Hello | None, hello: control.Hello, index: i
     """
     if before is None or _lasting(before) != _lasting(hello):
         raise StartOver(f"stage {index}: stage 0 came back with another model or other settings")
+
+
+def check_places(first: object, options: StageOptions) -> None:
+    """Raise MalformedError where `first` does not tell how many workers come before those of each stage."""
+    if type(first) is not list or len(first) != options.total_stages or set(map(type, first)) != {int}:
+        raise MalformedError(f"stage 0 asks to load, and says of the stages' workers {shown(first)}")
 
 
 def introduction(

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zmqpp.errors import ConfigError
-from zmqpp.vllm.stage import END_TRACE, START_TRACE
+from zmqpp.vllm.calls import END_TRACE, START_TRACE
 from zmqpp.watch import prometheus, snapshot
 from zmqpp.watch.page import PAGE_HEADERS, page
 from zmqpp.watch.trace import read_seconds

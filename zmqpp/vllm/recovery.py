@@ -21,9 +21,9 @@ from vllm.v1.request import RequestStatus
 from zmqpp import control
 from zmqpp.errors import ConfigError, ConnectError, DeadlineError, RemoteError, ZmqppError
 from zmqpp.pipeline.events import emit
+from zmqpp.vllm.calls import RESTORE
 from zmqpp.vllm.engine_core import stop_if_asked, waken
 from zmqpp.vllm.ring_future import StageLost
-from zmqpp.vllm.stage import RESTORE
 from zmqpp.vllm.timeouts import recovery_s
 
 if TYPE_CHECKING:

@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 
-__all__ = ["forget", "restore"]
+__all__ = ["finish_sends", "forget", "restore"]
+
+
+def finish_sends(worker: Any) -> None:
+    """Wait until the last step's activations may be overwritten, as vLLM does when the next one begins.
+
+    Raises:
+        ZmqppError: their link broke.
+    """
+    for handle in worker._pp_send_work:
+        handle.wait()
+    worker._pp_send_work = []
 
 
 @torch.inference_mode()

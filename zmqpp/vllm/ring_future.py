@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from zmqpp import control
-from zmqpp.errors import DeadlineError, RemoteError, StageError
+from zmqpp.errors import DeadlineError, MalformedError, RemoteError, StageError
 from zmqpp.vllm import codec
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RingFuture(Future[Any]):
 
 
 class RingCall:
-    """One rpc: replies of the stages that were asked, in stage order."""
+    """One rpc: results of the stages that were asked, in stage order, and of their workers in the order of ranks."""
 
     def __init__(self, method: str, asked: Sequence[int], future: RingFuture) -> None:
         self.method, self.future = method, future
@@ -62,5 +62,12 @@ class RingCall:
                 RemoteError(f"stage {failed.stage}: {self.method} failed: {failed.error}")
             )
         else:
-            self.future.set_result([codec.decode(r.payload or b"") for r in replies])
+            self.future.set_result([result for r in replies for result in _results(r)])
         return True
+
+
+def _results(reply: control.RpcReply) -> list[Any]:
+    results = codec.decode(reply.payload or b"")
+    if type(results) is not list:
+        raise MalformedError(f"stage {reply.stage}'s answer is no list of results")
+    return results

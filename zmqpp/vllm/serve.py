@@ -105,7 +105,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
 
 def refusal(error: BaseException, options: StageOptions) -> str:
     """A mistake in the configuration, as vLLM words it; empty for anything else, which keeps its traceback."""
-    from zmqpp.vllm.stage import describe
+    from zmqpp.vllm.wording import describe
 
     if isinstance(error, ZmqppError):
         return str(error)

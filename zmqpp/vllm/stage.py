@@ -13,6 +13,8 @@ Thread: everything here runs on the process's main thread.
 
 from __future__ import annotations
 
+import os
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,42 +32,31 @@ from zmqpp.errors import (
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
-from zmqpp.vllm import codec
+from zmqpp.vllm import codec, failure
 from zmqpp.vllm.answers import Answers
-from zmqpp.vllm.greeting import StartOver, check_unchanged, check_versions, introduction
+from zmqpp.vllm.calls import END_TRACE, LOAD, RESTORE, START_TRACE, STATS, WARM_UP
+from zmqpp.vllm.greeting import (
+    StartOver,
+    check_places,
+    check_unchanged,
+    check_versions,
+    introduction,
+)
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
+from zmqpp.vllm.ranks import Ranks
 from zmqpp.vllm.reporter import Reporter
-from zmqpp.vllm.timeouts import recovery_s
+from zmqpp.vllm.timeouts import recovery_s, startup_s, step_s
+from zmqpp.vllm.wording import PLAIN_ERRORS, describe
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from zmqpp.vllm.worker import StageWorker
 
-LOAD = "zmqpp.load"
-"""Rpc method: build the worker and load this stage's weights."""
-WARM_UP = "compile_or_warm_up_model"
-"""vLLM's last call before it serves."""
-STATS = "zmqpp.stats"
-"""Rpc method: this stage's link counters."""
-RESTORE = "zmqpp.restore"
-"""Rpc method: the requests that go on after a loss; all others are forgotten."""
-START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
-"""Rpc methods: keep spans from now on; give them."""
-
 _ENGINE_FIRST_S = 5.0
 """The engine gives up first, and says why to all it still reaches."""
-_PLAIN_ERRORS = (ValueError, NotImplementedError, ZmqppError)
-"""Errors whose text says what to change; others need their traceback."""
-
-
-def describe(error: BaseException) -> str:
-    """What an error of vLLM or pydantic says, on one line."""
-    errors = getattr(error, "errors", None)
-    text = "; ".join(str(e.get("msg", e)) for e in errors()) if callable(errors) else str(error)
-    text = " ".join(text.split())
-    return text if text and isinstance(error, _PLAIN_ERRORS) else f"{type(error).__name__}: {text}"
+_FAREWELL_S = 0.2
 
 
 class Stage:
@@ -75,9 +66,8 @@ class Stage:
         options: its place.
         link: opened; `Relay.FORWARD`, or `Relay.RETURN` on the last stage. Closed when `run` ends.
         configure: from stage 0's hello to this stage's engine configuration and layer range.
+        ranks: of its tensor-parallel group.
         log: where lines for people go, one call a line.
-        startup_s: how long to wait for stage 0's hello.
-        step_timeout_s: how long to wait for one step's activations.
     """
 
     def __init__(
@@ -85,17 +75,16 @@ class Stage:
         options: StageOptions,
         link: Link,
         configure: Callable[[control.Hello], tuple[VllmConfig, LayerRange]],
+        ranks: Ranks,
         log: Callable[[str], None],
-        startup_s: float,
-        step_timeout_s: float,
     ) -> None:
         self.options = options
         self.index = options.stage_idx
-        self.place = Place(options, link, max(startup_s, step_timeout_s))
+        self.place = Place(options, link, max(startup_s(), step_s()))
         self.log = log
         self._configure = configure
-        self._startup_s = startup_s
-        self._step_timeout_s = step_timeout_s
+        self._ranks = ranks
+        ranks.on_loss = self._end_without
         self._config: VllmConfig | None = None
         self._layers: LayerRange | None = None
         self._worker: StageWorker | None = None
@@ -113,12 +102,12 @@ class Stage:
             ZmqppError: this stage, or another one, cannot go on; the others have been told.
         """
         try:
-            message = self.place.first(self._startup_s, self.log)
+            message = self.place.first(startup_s(), self.log)
             while True:
                 try:
                     if not self._handle(message):
                         break
-                    message = self.place.next(self._report_if_due)
+                    message = self.place.next(self._while_idle)
                 except (PeerLostError, ProtocolError) as error:
                     message = self._rejoin(error)
         except (RemoteError, StartOver):
@@ -148,6 +137,15 @@ class Stage:
         """Stopped by a signal: one that was running will be replaced, one that starts with all others is missed."""
         if not self.place.in_use and self._hello is not None:
             self.place.tell(control.Failed(self.index, "stopped by a signal"))
+
+    def _end_without(self, reason: str) -> None:
+        """A rank is gone, and the main thread waits for it where nothing can reach it. Thread: the ranks' watch."""
+        self.place.tell(control.Failed(self.index, reason))
+        time.sleep(
+            _FAREWELL_S
+        )  # The notice is still with ZeroMQ, and the link is the other thread's to close.
+        failure.say(reason)
+        os._exit(1)
 
     def _hear(self, failed: control.Failed) -> None:
         """Raises RemoteError, where it is over."""
@@ -201,17 +199,16 @@ class Stage:
         self._layers.check_within(total_layers, self.index)
         bound = str(self.place.link.bound)
         reply = introduction(self.options, bound, self._layers, total_layers)
+        reply.ranks = self._ranks.size
         reply.ready, reply.session, reply.epoch = self._ready, hello.session, hello.epoch
         self._hello_reply = reply
         self.place.reply(reply)
 
-    def _load(self) -> dict[str, Any]:
-        from zmqpp.vllm.worker import StageWorker
-
+    def _load(self, first: list[int]) -> dict[str, Any]:
         if self._config is None or self._layers is None:
             raise LaunchError(f"stage {self.index}: asked to load before stage 0's settings came")
-        link = self.place.link
-        self._worker = StageWorker(self._config, link, self.index, self._layers, self._step_timeout_s)
+        check_places(first, self.options)
+        self._worker = self._ranks.worker(self._config, self.place.link, self._layers, first[self.index])
         emit(self.index, "loading", **self._worker.report.span())
         try:
             report = self._worker.load()
@@ -237,7 +234,8 @@ class Stage:
                 self._get_ready()
             return
         if rpc.method == LOAD and self._worker is None:
-            loaded = codec.encode(self._load())
+            args, _ = codec.decode_arguments(rpc.payload)
+            loaded = codec.encode([self._load(*args)])
             self._answers.keep(rpc, loaded)
             self.place.reply(control.RpcReply(rpc.call, self.index, payload=loaded))
             return
@@ -250,7 +248,7 @@ class Stage:
             raise
         except Exception as error:
             # The caller hears what and where; the way there is for this stage's own log.
-            if not isinstance(error, _PLAIN_ERRORS):
+            if not isinstance(error, PLAIN_ERRORS):
                 traceback.print_exc()
             reply = control.RpcReply(rpc.call, self.index, error=describe(error))
         self.place.reply(reply)
@@ -277,36 +275,38 @@ class Stage:
         self.log(f"stage {self.index}: ready{lane and f', {lane}'}")
         emit(self.index, "ready", lane=lane)
 
-    def _report_if_due(self) -> None:
+    def _while_idle(self) -> None:
+        self._ranks.check()
         if self._reporter is not None:
             self._reporter.report_if_due()
 
-    def _call(self, method: str, args: Any, kwargs: Any) -> Any:
+    def _call(self, method: str, args: Any, kwargs: Any) -> list[Any]:
+        """A result of each of this stage's workers, or the one of the stage itself."""
         if method == STATS:
-            return self.place.link.stats()
+            return [self.place.link.stats()]
         if method == RESTORE:
-            return self._built().restore(*args)
+            return [self._built().restore(*args)]
         if method in (START_TRACE, END_TRACE):
-            return self._reporting().trace(method == START_TRACE)
+            return [self._reporting().trace(method == START_TRACE)]
         return self._built().call(method, args, kwargs)
 
     def _run_step(self, step: control.Exec) -> None:
         scheduled = self._built().check(step.tokens, codec.decode(step.payload))
         if not step.tokens:
-            self._built().execute(step.step, scheduled)
+            self._built().execute(step, scheduled)
             return
         with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
-            output = self._built().execute(step.step, scheduled)
+            output = self._built().execute(step, scheduled)
             if self.options.is_last and output is None and step.sample:
                 output = self._built().sample(None)
         if self.options.is_last and output is not None:
             self.place.reply(self._built().reply(step.step, output))
-        self._report_if_due()
+        self._while_idle()
 
     def _run_sample(self, sample: control.Sample) -> None:
         if self.options.is_last:
             with self._reporting().recorder.sampling(sample.step):
-                output = self._built().sample(codec.decode(sample.payload))
+                output = self._built().sample(codec.decode(sample.payload), sample)
             self.place.reply(self._built().reply(sample.step, output))
 
     def _reporting(self) -> Reporter:

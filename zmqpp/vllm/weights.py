@@ -73,6 +73,14 @@ class LoadReport:
             "total_layers": self.total_layers,
         }
 
+    def add(self, other: dict[str, float]) -> None:
+        """Count what another rank of this stage holds and has read, by its `counts`."""
+        self.parameters += int(other["parameters"])
+        self.parameter_bytes += int(other["bytes"])
+        self.tensors_read += int(other["tensors_read"])
+        self.bytes_read += int(other["bytes_read"])
+        self.seconds = max(self.seconds, other["seconds"])
+
     def counts(self) -> dict[str, float]:
         """`span`, what is held, and what was read for it."""
         held = {"parameters": self.parameters, "bytes": self.parameter_bytes, "seconds": self.seconds}

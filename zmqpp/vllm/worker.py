@@ -18,11 +18,11 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
-from zmqpp.transport import Link
 from zmqpp.vllm import codec, compat
 from zmqpp.vllm.accepted import AcceptedDrafts
 from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.restore import forget, restore
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
@@ -36,21 +36,25 @@ class StageWorker:
     """Builds the worker in the order vLLM's executors do, and runs its methods.
 
     Thread: all methods on the stage's main thread.
+
+    Args:
+        group: the pipeline, as vLLM's worker shall see it.
+        place: among the workers of its stage, and of the pipeline.
     """
 
     def __init__(
-        self, config: VllmConfig, link: Link, stage: int, layers: LayerRange, step_timeout_s: float
+        self, config: VllmConfig, group: PipelineGroup, layers: LayerRange, place: RankPlace
     ) -> None:
         self.config = config
-        self.stage = stage
+        self.group = group
+        self.place = place
+        self.stage = stage = group.rank
         self.total_layers = config.model_config.get_total_num_hidden_layers()
         self.report = LoadReport(layers, self.total_layers, stage)
         total = config.parallel_config.pipeline_parallel_size
         os.environ[PARTITION_VARIABLE] = partition(layers, stage, total, self.total_layers)
-        self.group = PipelineGroup(
-            link, stage, total, torch.device(current_platform.device_type), step_timeout_s
-        )
-        self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=stage)
+        # Which of all KV cache configurations is this worker's.
+        self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=place.first + place.rank)
         self._accepted = self._no_drafts()
 
     def load(self) -> LoadReport:
@@ -64,17 +68,21 @@ class StageWorker:
             check_directory(model, self.report.layers, self.total_layers, self.stage)
         self._replace_distributed()
         self._replace_loader()
-        # The worker adopts `rank` as its place in the pipeline; torch's world has this one process.
+        # The worker adopts `rank`, which vLLM divides by the tensor-parallel size to find its place in the pipeline;
+        # torch's world has this stage's processes only.
         arguments = {
             "vllm_config": self.config,
-            "local_rank": 0,
-            "rank": self.stage,
-            "distributed_init_method": get_file_store_init_method(),
-            "is_driver_worker": True,
-            "shared_worker_lock": get_context("spawn").Lock(),
+            "local_rank": self.place.rank,
+            "rank": self.stage * self.place.size + self.place.rank,
+            "distributed_init_method": self.place.init_method,
+            "is_driver_worker": self.place.rank == 0,
+            # Of use to a cache of multimodal inputs in shared memory, which several ranks do not have. Without a name.
+            "shared_worker_lock": get_context("fork").Lock(),
         }
         self.wrapper.init_worker(all_kwargs=[arguments])
         self.wrapper.init_device()
+        if self.place.rank == 0 and self.place.size > 1:
+            compat.forget_shared_names()
         self.group.use_device(self.wrapper.worker.device or self.group.device)
         self.wrapper.load_model()
         runner = self.wrapper.worker.model_runner
@@ -99,7 +107,7 @@ class StageWorker:
             alone = copy.copy(config)
             alone.parallel_config = copy.copy(config.parallel_config)
             alone.parallel_config.pipeline_parallel_size = 1
-            original(alone, 0, method, local_rank, backend)
+            original(alone, self.place.rank, method, local_rank, backend)
             compat.set_pipeline_group(self.group)
 
         modules = compat.worker_modules()
@@ -144,12 +152,16 @@ class StageWorker:
             batch_size=runner.max_num_tokens, dtype=self.config.model_config.dtype, device=runner.device
         )
 
-    def call(self, method: str, args: Any, kwargs: Any) -> Any:
-        """Run a method of vLLM's worker that other stages may call, by its name.
+    def call(self, method: str, args: Any, kwargs: Any) -> list[Any]:
+        """Run a method of vLLM's worker that other stages may call, by its name; a result of each rank.
 
         Raises:
             ConfigError: no such method. Whatever the method raises.
         """
+        return [self.own_call(method, args, kwargs)]
+
+    def own_call(self, method: str, args: Any, kwargs: Any) -> Any:
+        """This rank's part of it."""
         known = may_be_called(method, self._extension)
         target = getattr(self.wrapper, method, None) if known else None
         if not callable(target):
@@ -173,9 +185,9 @@ class StageWorker:
         check_step(scheduler_output, tokens, known, self._limits())
         return scheduler_output
 
-    def execute(self, step: int, scheduler_output: Any) -> Any:
+    def execute(self, step: control.Exec, scheduler_output: Any) -> Any:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
-        self.group.step = step
+        self.group.step = step.step
         if self._accepted is not None:
             self._accepted.catch_up(self.wrapper.worker.model_runner, scheduler_output)
         return _finished(self.wrapper.execute_model(scheduler_output))
@@ -203,7 +215,7 @@ class StageWorker:
     def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
         """Go on with `requests`, which have generated `outputs`; all others are forgotten."""
         check_restored(requests, outputs, self._limits())
-        self.forget_requests()
+        forget(self.wrapper.worker)
         restore(self.wrapper.worker, requests, outputs, samples=self.group.is_last_rank)
 
     @property
@@ -231,9 +243,11 @@ class StageWorker:
             drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
         return control.StepReply(step, codec.encode(output), drafts)
 
-    def sample(self, grammar_output: Any) -> Any:
+    def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample the step just run (last stage).
 
+        Args:
+            asked: the message that brought the mask; None: the step was to be sampled at once.
         Raises:
             MalformedError: the mask is none. Whatever vLLM raises.
         """
@@ -247,6 +261,23 @@ def _finished(output: Any) -> Any:
     from vllm.v1.outputs import AsyncModelRunnerOutput
 
     return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output
+
+
+def first_device() -> torch.device:
+    """Before vLLM's worker has chosen one."""
+    return torch.device(current_platform.device_type)
+
+
+def meeting_point() -> str:
+    """A file, not a port: the processes of one stage are on one host."""
+    return str(get_file_store_init_method())
+
+
+def leave_group() -> None:
+    """Take vLLM's groups of this stage apart, all ranks together, so that no shared memory outlives it."""
+    parallel_state = importlib.import_module("vllm.distributed.parallel_state")
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
 
 
 def partition(layers: LayerRange, stage: int, stages: int, total_layers: int) -> str:

@@ -15,11 +15,12 @@ from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
 from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.ranks import Ranks
 from zmqpp.vllm.settings import adopt
-from zmqpp.vllm.stage import Stage, describe
-from zmqpp.vllm.timeouts import startup_s, step_s
+from zmqpp.vllm.stage import Stage
 from zmqpp.vllm.warm import warm_up
 from zmqpp.vllm.warning_lines import show_warnings
+from zmqpp.vllm.wording import describe
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -58,13 +59,13 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     signal.signal(signal.SIGTERM, _leave)
     log(f"stage {index}: bound to {link.bound}, waiting for stage {index - 1} at {link.connect}")
 
-    warm_up(engine_args.model)
-
     def configure(hello: control.Hello) -> tuple[VllmConfig, LayerRange]:
         return _configure(engine_args, options, hello)
 
     try:
-        Stage(options, link, configure, log, startup_s(), step_s()).run()
+        with Ranks(index, engine_args.tensor_parallel_size, engine_args.model) as ranks:
+            warm_up(engine_args.model)
+            Stage(options, link, configure, ranks, log).run()
     except StartOver as error:
         log(f"{error}; starting over")
         sys.stdout.flush()

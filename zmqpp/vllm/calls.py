@@ -1,0 +1,18 @@
+"""Names of the calls over the ring that are the stage's own, not its vLLM worker's."""
+
+from __future__ import annotations
+
+__all__ = ["END_TRACE", "FORGET", "LOAD", "RESTORE", "START_TRACE", "STATS", "WARM_UP"]
+
+LOAD = "zmqpp.load"
+"""Build the worker and load this stage's weights; given the place of each stage's first worker among all."""
+WARM_UP = "compile_or_warm_up_model"
+"""vLLM's last call before it serves."""
+STATS = "zmqpp.stats"
+"""This stage's link counters."""
+RESTORE = "zmqpp.restore"
+"""The requests that go on after a loss; all others are forgotten."""
+FORGET = "zmqpp.forget"
+"""Let go of every request. Between the ranks of a stage only."""
+START_TRACE, END_TRACE = "zmqpp.start_trace", "zmqpp.end_trace"
+"""Keep spans from now on; give them."""
