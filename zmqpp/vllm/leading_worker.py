@@ -59,13 +59,22 @@ class LeadingWorker(StageWorker):
         except ZmqppError:
             self._ranks.tell(Abandon(step.step))
             raise
+        except Exception:
+            self._ranks.check_after_error()
+            raise
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample on all ranks, which all draw the same; without `asked` the others know by the step itself."""
         if asked is not None:
             check_grammar(grammar_output, self._limits())
             self._ranks.tell(asked)
-        return super().sample(grammar_output)
+        try:
+            return super().sample(grammar_output)
+        except ZmqppError:
+            raise
+        except Exception:
+            self._ranks.check_after_error()
+            raise
 
     def forget_requests(self) -> None:
         """On every rank."""

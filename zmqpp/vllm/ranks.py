@@ -174,6 +174,11 @@ class Ranks:
             if not child.process.is_alive():
                 raise self._gone(child)
 
+    def check_after_error(self) -> None:
+        """As `check`, for who met an error that a rank's end may be behind: waits a little for that."""
+        wait([child.process.sentinel for child in self._children], _GRACE_S)
+        self.check()
+
     def _gone(self, child: _Child) -> StageError:
         """To be raised on the main thread, which so takes it into its own hands."""
         child.process.join(_GRACE_S)
