@@ -39,18 +39,19 @@ def current_streams(spans: list[Any]) -> list[tuple[int, int]]:
     return [(device, _raw_stream(device)) for device in devices]
 
 
-def is_captured() -> bool:
-    """Whether what the current stream is given becomes part of a CUDA graph."""
-    return torch.cuda.is_current_stream_capturing()
+def is_captured(device: torch.device) -> bool:
+    """Whether what the current stream of `device` is given becomes part of a CUDA graph."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
-def check_no_capture() -> None:
+def check_no_capture(device: torch.device) -> None:
     """Before a dict is taken, which could not be taken again.
 
     Raises:
         UnsupportedError: the current stream captures a CUDA graph, of which a receive cannot be a part.
     """
-    if is_captured():
+    if is_captured(device):
         raise UnsupportedError(
             "receive: the current stream captures a CUDA graph; receive before or after the capture"
         )

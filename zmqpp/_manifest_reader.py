@@ -49,6 +49,7 @@ def decode(
     *,
     arrival: Arrival | None = None,
     limit_bytes: int | None = None,
+    only_views: bool = False,
 ) -> dict[str, Any]:
     """Rebuild the dict. Tensors and arrays are views of `block` (buffer protocol, or None without payload).
 
@@ -59,13 +60,14 @@ def decode(
         arrival: of `block` on `device`, for CUDA tensors, which the caller makes streams wait for; None = the current
             stream waits for them.
         limit_bytes: what packed tensors may make when they are unpacked, in all; None = any.
+        only_views: the values shall not outlive this call's caller: views even of what lies on the sender's device.
     Raises:
         MalformedError: the bytes are not what `encode` writes.
         ResourceError: no memory for it.
     """
     try:
         sizes, root = _decoder.decode(manifest)
-        reader = _Reader(sizes, block, device, everything, arrival, limit_bytes)
+        reader = _Reader(sizes, block, device, everything, arrival, limit_bytes, only_views)
         values = reader.value(root, 0)
     except MalformedError:
         raise
@@ -102,7 +104,9 @@ class _Reader:
         everything: bool,
         arrival: Arrival | None,
         limit_bytes: int | None,
+        only_views: bool = False,
     ) -> None:
+        self._only_views = only_views
         self._block = block
         self._device = device
         self._everything = everything
@@ -204,7 +208,7 @@ class _Reader:
             return self.arrival.tensor(dims, dtype, offset, size)
         count = size // dtype.itemsize
         tensor = torch.frombuffer(self._block, dtype=dtype, count=count, offset=offset).view(dims)
-        if self._is_remote:
+        if self._is_remote and not self._only_views:
             tensor = tensor.clone()  # a view would keep the sender's device memory
         return tensor if device is None else tensor.to(device)
 

@@ -200,7 +200,7 @@ def _layout_of(manifest: bytes, block: _engine.Block, values: dict[str, torch.Te
         shapes.append((dims, WIRE_DTYPES[name], offsets[index], sizes[index]))
         places.append(on_device)
     if not all(value.is_cpu for value in values.values()):
-        values = _manifest_reader.decode(manifest, block)  # as views
+        values = _manifest_reader.decode(manifest, block, only_views=True)
     layout = _Layout(
         tuple(values),
         len(block),

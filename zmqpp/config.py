@@ -87,7 +87,7 @@ class TransportConfig:
     copied in as CUDA stages them, while the receiver waits."""
     pinned_pool_bytes: int = 64 * _MIB
     """Of links with CUDA devices that send through a socket: staging memory in place of `pool_chunks`, where that is
-    less. It is locked when the link opens, which takes some 15 ms, and stays locked. CUDA tensors of a dict that fits
+    less. It is locked when the link opens, and stays locked. CUDA tensors of a dict that fits
     leave their device without the caller; of a larger one, or behind others that fill it, `wait()` waits for the
     network. Where the system refuses to lock it, opening fails with PinnedMemoryError: make it smaller."""
     device_ring_bytes: int = 128 * _MIB

@@ -371,12 +371,12 @@ class Link:
         return self.device is not None and self.device.type == "cuda"
 
     def _is_captured(self) -> bool:
-        return self._takes_to_cuda() and bool(_arrival().is_captured())
+        return self._takes_to_cuda() and bool(_arrival().is_captured(self.device))
 
     def _check_capture(self) -> None:
         """Before a dict is taken."""
         if self._takes_to_cuda():
-            _arrival().check_no_capture()
+            _arrival().check_no_capture(self.device)
 
     def _open(
         self, got: tuple[bytes, _engine.Block | None, int, int], tag: int | None

@@ -1,13 +1,18 @@
 #include "engine/arrival.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
 
 namespace zmqpp::engine {
 namespace {
+
+constexpr std::chrono::microseconds kReadPoll{50};
 
 using memory::Lender;
 using memory::ReceiveBlock;
@@ -35,8 +40,16 @@ Graveyard& graveyard() {
   return *instance;
 }
 
+std::atomic<int> departing_count{0};
+
 // What the device still reads.
 struct Departing {
+  Departing(std::shared_ptr<ReceiveBlock> of, std::shared_ptr<Lender> from) : block(std::move(of)), lender(std::move(from)) {
+    departing_count.fetch_add(1, std::memory_order_relaxed);
+  }
+  ~Departing() { departing_count.fetch_sub(1, std::memory_order_release); }
+  Departing(const Departing&) = delete;
+  Departing& operator=(const Departing&) = delete;
   std::shared_ptr<ReceiveBlock> block;
   std::shared_ptr<Lender> lender;
 };
@@ -97,6 +110,7 @@ std::shared_ptr<Arrival> Arrival::start(const std::shared_ptr<ReceiveBlock>& blo
   sweep_arrivals();
   check_targets(*block, targets);
   device::Device& on = device::Device::of(ordinal);
+  refuse_capture(on, arrivals);  // torch hands its streams out in turn: a user may have the same one
   const std::shared_ptr<Arrival> arrival(new Arrival(on, block, arrivals));
   const device::Current guard(on);
   for (const Target& target : targets) copy_part(*block, target, arrivals);
@@ -119,7 +133,7 @@ void Arrival::finish() {
 
 void Arrival::let_go() {
   const device::Current guard(on_);
-  auto departing = std::make_unique<Departing>(Departing{block_, block_->lender()});
+  auto departing = std::make_unique<Departing>(block_, block_->lender());
   device::check(device::driver()->launch_host(stream_, on_read, departing.get()), "receive", "a call after a copy");
   departing.release();  // on_read has it now
   block_.reset();
@@ -139,6 +153,14 @@ std::shared_ptr<Arrival> start_arrival(const std::shared_ptr<ReceiveBlock>& bloc
   arrival->finish();
   arrival->hold_back(current);
   return arrival;
+}
+
+bool await_arrivals(const Deadline& deadline) noexcept {
+  while (departing_count.load(std::memory_order_acquire) > 0) {
+    if (deadline.expired()) return false;
+    std::this_thread::sleep_for(kReadPoll);
+  }
+  return true;
 }
 
 void sweep_arrivals() { graveyard().take(); }

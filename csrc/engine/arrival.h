@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/deadline.h"
 #include "device/stream.h"
 #include "memory/receive_block.h"
 
@@ -48,6 +49,9 @@ class Arrival {
 // All of that at once: `current` waits for the copies. Throws before it has begun anything.
 std::shared_ptr<Arrival> start_arrival(const std::shared_ptr<memory::ReceiveBlock>& block, const std::vector<Target>& targets,
                                        device::Ordinal ordinal, device::StreamHandle arrivals, device::StreamHandle current);
+
+// Until nothing that has begun is still being read by a device. False: it takes longer.
+bool await_arrivals(const Deadline& deadline) noexcept;
 
 // Frees segments and slabs whose last block was let go by a device. Called now and then, on a thread that may use CUDA.
 void sweep_arrivals();

@@ -22,6 +22,7 @@ constexpr std::size_t kFrameManifest = 4096;  // room for a manifest beside the 
 constexpr std::size_t kFrames = 64;           // beyond, they come from the heap
 constexpr std::size_t kMostPinnedChunks = 65536;
 constexpr std::chrono::milliseconds kRebind{2};
+constexpr double kLastReads_s = 0.5;  // of devices, from what this link received
 
 // One for each direction, where the machine has processors for them.
 int io_threads() { return std::thread::hardware_concurrency() > 2 ? 2 : 1; }
@@ -390,6 +391,7 @@ void Link::close(double linger_s) {
   }
   if (sending) sending->close(Deadline::after(0));  // what devices still copy keeps nobody else
   context_.reset();  // afterwards no callback into pool or budget can come
+  await_arrivals(Deadline::after(kLastReads_s));  // what a device reads for longer is freed by a later sweep
   sweep_arrivals();
   sweep_rings();
   sender_wake_.close();

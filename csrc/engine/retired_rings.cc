@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/deadline.h"
 #include "wire/ring.h"
 
 namespace zmqpp::engine {
@@ -11,18 +12,25 @@ namespace {
 
 using wire::DeviceState;
 
+constexpr double kBurial_s = 5;
+
 struct Retired {
   std::unique_ptr<device::Exported> memory;
   memory::Segment segment;
+  Deadline burial = Deadline::never();  // of a receiver that died
 };
 
-// Nobody has it open, nor will. The dead cannot say so, but their locks end with them, after what they had open.
-bool is_let_go(const memory::Segment& segment) {
-  auto& state = reinterpret_cast<wire::SegmentHead*>(segment.bytes())->device_state;
+// Nobody has it open, nor will. The dead cannot say so, but their locks end with them. What they had open ends at about the
+// same time, in an order of the system's: a process that is torn down may lose its lock some hundred milliseconds earlier.
+bool is_let_go(Retired& ring) {
+  auto& state = reinterpret_cast<wire::SegmentHead*>(ring.segment.bytes())->device_state;
   auto offered = static_cast<std::uint32_t>(DeviceState::kOffered);
   if (state.compare_exchange_strong(offered, static_cast<std::uint32_t>(DeviceState::kWithdrawn))) return true;
   const auto found = static_cast<DeviceState>(offered);
-  return (found != DeviceState::kOpening && found != DeviceState::kAccepted) || !segment.is_held();
+  if (found != DeviceState::kOpening && found != DeviceState::kAccepted) return true;
+  if (ring.segment.is_held()) return false;
+  if (ring.burial.is_never()) ring.burial = Deadline::after(kBurial_s);
+  return ring.burial.expired();
 }
 
 // Never destroyed: at the end of the process the driver frees what is left.
@@ -37,7 +45,7 @@ class Rings {
   std::vector<std::unique_ptr<Retired>> take_free() {
     const std::lock_guard lock(mutex_);
     std::vector<std::unique_ptr<Retired>> free, kept;
-    for (auto& ring : rings_) (is_let_go(ring->segment) ? free : kept).push_back(std::move(ring));
+    for (auto& ring : rings_) (is_let_go(*ring) ? free : kept).push_back(std::move(ring));
     rings_ = std::move(kept);
     return free;
   }

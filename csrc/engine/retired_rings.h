@@ -1,7 +1,7 @@
 // Device memory of links that are over, which their receivers may still have open: freeing it before is undefined in CUDA.
 //
 // Owns: each one's memory, and its segment, where the receiver says that it has closed it; process-wide, until a sweep finds
-//   that, or the receiver dead.
+//   that, or the receiver dead for some seconds.
 // Blocks? what frees: CUDA may wait for the device. Thread: all safe. Errors: none. Fork: a child leaves all of it alone.
 #pragma once
 

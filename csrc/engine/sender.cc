@@ -282,6 +282,7 @@ void Sender::settle(Lane lane, const std::string& reason) {
     queue_ = std::move(rest);
     wake_.signal();
   }
+  if (lane == Lane::kSocket) shared_->give_up();
   lane_reason_ = reason;
   lane_ = lane;
   changed_.notify_all();

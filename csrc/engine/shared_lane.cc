@@ -279,6 +279,11 @@ std::string SharedLane::held_text() {
   return writer_ ? writer_->held_text(options_.next) : "";
 }
 
+void SharedLane::give_up() noexcept {
+  const std::lock_guard lock(mutex_);
+  writer_.reset();
+}
+
 void SharedLane::wake() {
   const std::lock_guard lock(mutex_);
   if (writer_) writer_->wake_room();

@@ -35,7 +35,8 @@ class SharedLane {
   SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake);
 
   void pin(device::Device& device);
-  SegmentWriter& writer() { return *writer_; }  // the sender thread, until close
+  SegmentWriter& writer() { return *writer_; }  // the sender thread, until give_up and close
+  void give_up() noexcept;                      // the receiver will not read it: nothing keeps memory for it
 
   // `body`: manifest, then payload. False: something waits in front, there is no room, or another thread is writing.
   bool try_send(const std::vector<Span>& body, const DictMark& mark);

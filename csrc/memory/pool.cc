@@ -18,7 +18,7 @@ Chunk::~Chunk() {
 Pool::Pool(std::size_t chunk_bytes, std::size_t count, Event& freed, std::size_t pinned_count)
     : chunk_bytes_(chunk_bytes), slab_bytes_(chunk_bytes * std::max(count, pinned_count)), freed_(freed), count_(count) {
   // Anonymous pages: a pool that is never used costs address space only.
-  void* slab = ::mmap(nullptr, slab_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* slab = ::mmap(nullptr, slab_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (slab == MAP_FAILED) {
     throw Error(Code::kResource, "open",
                 "no memory for a pool of " + std::to_string(slab_bytes_) + " bytes: " + std::strerror(errno));
@@ -40,6 +40,8 @@ Pool::~Pool() {
 void Pool::pin(device::Device& device) {
   const std::lock_guard lock(mutex_);
   if (pinned_) return;
+  // A fork would share the pages with its parent, whose next write moves them from under the device on older kernels.
+  ::madvise(slab_, slab_bytes_, MADV_DONTFORK);
   pinned_.emplace(device, slab_, slab_bytes_);
   std::vector<std::uint8_t*> free;
   free.reserve(slab_bytes_ / chunk_bytes_);

@@ -120,6 +120,7 @@ def install() -> Stream:
     torch.cuda.stream = on  # type: ignore[assignment]
     torch.cuda.current_stream = current_stream  # type: ignore[assignment]
     torch.cuda.is_current_stream_capturing = lambda: current_stream().captures
+    torch.cuda.device = lambda device: contextlib.nullcontext()  # type: ignore[assignment, misc]
     torch.cuda.device_count = lambda: 2
     torch.cuda.current_device = lambda: 0
     torch.Tensor.is_cuda = property(is_on_device)  # type: ignore[assignment]
