@@ -15,7 +15,9 @@ import torch
 
 from tests.integration.adapters import RANK, random_adapter
 from tests.integration.cases import PROMPTS
-from tests.integration.serving import FLAGS, NAME, Served, one_process, pipeline
+from tests.integration.serving import FLAGS, NAME, Served, long_only, one_process, pipeline
+
+pytestmark = long_only
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from tests.integration.cases import CASES
-from tests.integration.serving import FLAGS, Served, pipeline
+from tests.integration.serving import FLAGS, Served, long_only, pipeline
+
+pytestmark = long_only
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 SPECULATING = (*FLAGS, "--speculative-config", json.dumps(NGRAM))

@@ -17,6 +17,8 @@ from tests.integration.cases import CASES
 from tests.integration.machine import children
 from tests.integration.serving import Served, long_only, pipeline
 
+pytestmark = long_only
+
 SOME = {
     name: CASES[name]
     for name in (
@@ -85,7 +87,6 @@ def test_a_killed_rank_ends_its_stage_which_is_replaced(served: Served, wanted: 
     assert not left
 
 
-@long_only
 def test_stages_may_have_different_numbers_of_ranks(tmp_path: Path, wanted: dict[str, Any]) -> None:
     with pipeline(tmp_path / "logs", 2, ranks=(1, 2)) as served:
         assert served.answers(SOME, at_once=8) == wanted
