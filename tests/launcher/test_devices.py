@@ -40,16 +40,12 @@ def test_gpus_are_taken_in_turn_unless_the_user_names_some(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_cpu_stages_share_the_cores_and_leave_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_for_the_cpu_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "version", lambda _: "0.32.0+cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert visible_devices() == visible_devices("cpu") == []
     with pytest.raises(ConfigError, match="--device cuda: the vLLM installed here is the CPU's"):
         visible_devices("cuda")
-    share = stage_environment(0, 3, [])
-    assert (share["OMP_NUM_THREADS"], share["VLLM_CPU_OMP_THREADS_BIND"]) == ("2", "nobind")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in stage_environment(0, 3, [])
 
 
 def test_each_rank_of_a_stage_takes_a_gpu_or_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,17 +56,6 @@ def test_each_rank_of_a_stage_takes_a_gpu_or_a_share_of_the_cores(monkeypatch: p
         ConfigError, match="each rank of a stage needs a GPU of its own, and there are 1 here"
     ):
         stage_environment(0, 2, four, ["2"], ranks=2)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(devices, "cpu_limit", lambda: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert stage_environment(0, 2, [], ranks=2)["OMP_NUM_THREADS"] == "2"
-
-
-def test_threads_are_not_more_than_a_container_gives_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(devices, "cpu_limit", lambda: 4.0)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert stage_environment(0, 2, [])["OMP_NUM_THREADS"] == "2"
 
 
 def test_stages_share_the_memory_of_what_they_run_on(monkeypatch: pytest.MonkeyPatch) -> None:

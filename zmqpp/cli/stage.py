@@ -144,7 +144,9 @@ def _shares(
     except ConfigError:
         return [], ()  # No vLLM here, so the plan is for other machines.
     sharing = [
-        stage_environment(place, hosts.count(host), devices, (), ranks) if hosts.count(host) > 1 else {}
+        stage_environment(place, hosts.count(host), devices, (), ranks, whole=most == len(hosts))
+        if hosts.count(host) > 1
+        else {}
         for place, host in zip(places, hosts, strict=True)
     ]
     for share in sharing:

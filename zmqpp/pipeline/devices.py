@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from zmqpp.errors import ConfigError
-from zmqpp.pipeline.cgroup import cpu_limit
+from zmqpp.pipeline.cores import core_environment
 from zmqpp.pipeline.memory import available_bytes
 
 __all__ = [
@@ -70,14 +70,21 @@ def vllm_is_cpu() -> bool:
 
 
 def stage_environment(
-    index: int, stages: int, devices: Sequence[str], gpu_ids: Sequence[str] = (), ranks: int = 1
+    index: int,
+    stages: int,
+    devices: Sequence[str],
+    gpu_ids: Sequence[str] = (),
+    ranks: int = 1,
+    *,
+    whole: bool = True,
 ) -> dict[str, str]:
     """What to set for stage `index` of `stages` on this machine; what the user has set for the CPU stays.
 
     Args:
-        devices: of `visible_devices`; stages take them in turn. Empty: each stage gets its share of the cores.
+        devices: of `visible_devices`; stages take them in turn. Empty: stages use the cores as `cores.py` says.
         gpu_ids: the user's own choice in place of `devices`, as CUDA_VISIBLE_DEVICES names GPUs.
         ranks: of each stage; each takes a GPU, and so does each rank a share of the cores.
+        whole: no stage of the pipeline is elsewhere.
     Raises:
         ConfigError: the ranks of a stage would have to share a GPU.
     """
@@ -92,9 +99,8 @@ def stage_environment(
         own = [chosen[(index * ranks + rank) % len(chosen)] for rank in range(ranks)]
         wanted["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return wanted
-    threads = max(1, _usable_cores() // (stages * ranks))
-    wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    named = {name: value for name, value in wanted.items() if name not in os.environ}
+    return named | core_environment(stages, ranks, whole=whole)
 
 
 def memory_flags(
@@ -133,12 +139,6 @@ def parse_gpu_ids(text: str | None) -> list[str]:
     if not all(chosen):
         raise ConfigError(f"--gpu-ids {text!r}: give GPUs with commas between, for example 0,1")
     return chosen
-
-
-def _usable_cores() -> int:
-    """Not more than the control group gives time on: more threads would only wait for one another."""
-    cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
-    return cores if limit is None else min(cores, max(1, round(limit)))
 
 
 def listed_gpus() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from zmqpp.errors import LaunchError
-from zmqpp.pipeline.devices import stage_environment
+from zmqpp.pipeline.cores import core_environment
 from zmqpp.pipeline.launcher import Launcher
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import free_base_port
@@ -25,28 +25,33 @@ __all__ = ["NAME", "SETUPS", "Setup", "serve"]
 NAME = "model"
 READY_S = 900.0
 _BALANCED = ("--scheduler-cls", "zmqpp.vllm.batches.BalancedScheduler")
+_NO_USAGE = {"VLLM_NO_USAGE_STATS": "1"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """`stages` processes that compute; of zmqpp's where `lane` is not empty."""
+    """`stages` processes that compute; of zmqpp's where `lane` is not empty.
+
+    `lent`: vLLM's own stages, too, compute with all cores, each in its turn, where else each has its part of them.
+    """
 
     name: str
     title: str
     stages: int
     lane: str = ""
-    balanced: bool = True
     flags: tuple[str, ...] = ()
+    lent: bool = True
 
 
 SETUPS = {
     setup.name: setup
     for setup in (
         Setup("one", "one vLLM process", 1),
-        Setup("vllm", "vLLM's own -pp 2", 2),
-        Setup("vllm-balanced", "vLLM's -pp 2, zmqpp's batches", 2, flags=_BALANCED),
+        Setup("vllm", "vLLM's own -pp 2", 2, lent=False),
+        Setup("vllm-balanced", "vLLM's -pp 2, zmqpp's batches", 2, flags=_BALANCED, lent=False),
+        Setup("vllm-lent", "vLLM's -pp 2, cores lent", 2),
         Setup("shm", "zmqpp, 2 stages, shm", 2, "shm"),
-        Setup("shm-unbalanced", "zmqpp, shm, vLLM's batches", 2, "shm", balanced=False),
+        Setup("shm-divided", "zmqpp, shm, cores divided", 2, "shm", lent=False),
         Setup("tcp", "zmqpp, 2 stages, tcp", 2, "tcp"),
         Setup("shm-4", "zmqpp, 4 stages, shm", 4, "shm"),
         Setup("tcp-4", "zmqpp, 4 stages, tcp", 4, "tcp"),
@@ -70,14 +75,14 @@ def serve(setup: Setup, model: Path, flags: Sequence[str], logs: Path) -> Iterat
 @contextmanager
 def _pipeline(setup: Setup, model: Path, flags: Sequence[str], logs: Path) -> Iterator[str]:
     base = free_base_port(setup.stages + 2)
-    own = {"ZMQPP_LANE": setup.lane, "ZMQPP_BALANCE_BATCHES": str(int(setup.balanced))}
+    cores = core_environment(setup.stages, lends=setup.lent)
     plan = PipelinePlan(
         model=str(model),
         total=setup.stages,
         base_port=base,
         api=ApiEndpoint("127.0.0.1", base + setup.stages + 1, NAME),
         arguments=tuple(flags),
-        environments=[{**stage_environment(i, setup.stages, ()), **own} for i in range(setup.stages)],
+        environments=[{**_NO_USAGE, **cores, "ZMQPP_LANE": setup.lane}] * setup.stages,
     )
     with Launcher(plan, logs) as launcher:
         launcher.start()
@@ -93,9 +98,13 @@ def _vllm(setup: Setup, model: Path, flags: Sequence[str], logs: Path) -> Iterat
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     command += ["--pipeline-parallel-size", str(setup.stages), *flags]
     # Model Runner V1, as behind zmqpp: what is compared is the pipeline.
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    environment = {**_NO_USAGE, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    if setup.lent and setup.stages > 1:
+        environment |= core_environment(setup.stages, lends=True)
+    else:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = _binding(setup.stages)
     process = StageProcess(logs / "vllm.log")
-    process.start(command, {**environment, "VLLM_CPU_OMP_THREADS_BIND": _binding(setup.stages)})
+    process.start(command, environment)
     try:
         url = f"http://127.0.0.1:{port}"
         _await(url, process)
