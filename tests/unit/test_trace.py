@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from zmqpp.cli.trace import _write as write_trace
 from zmqpp.errors import ConfigError
-from zmqpp.watch.clock import Asked, offsets
+from zmqpp.watch.clock import Asked, Offset, offsets
+from zmqpp.watch.share import share_of_step
 from zmqpp.watch.span import ENGINE, Span, StageSpans
 from zmqpp.watch.trace import chrome_trace, read_seconds
 
@@ -124,3 +125,48 @@ def test_a_trace_is_written_where_a_link_leads_and_never_in_place_of_a_device(tm
     write_trace(Path("/dev/null"), b"new")
     assert Path("/dev/null").is_char_device()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]
+
+
+def steps_of_two_stages(moments: list[tuple[int, int]]) -> tuple[StageSpans, list[Asked]]:
+    """Each step: 2 ms there, 10 ms of stage 0, 3 ms between, 20 ms of stage 1, 4 ms back, plus `extra` on the way."""
+    spans: list[list[Span]] = [[], [], []]
+    for step, (at_ms, extra_ms) in enumerate(moments, start=1):
+        first, sent = at_ms + 2, at_ms + 12
+        got = sent + 3 + extra_ms
+        for place, kind, begin, end in (
+            (0, "step", at_ms, got + 24),
+            (1, "compute", first, sent),
+            (1, "send", sent, sent + 1),
+            (2, "compute", first, first + 1),
+            (2, "wait", first + 1, got),
+            (2, "compute", got, got + 20),
+        ):
+            spans[place].append(Span(kind, step, begin * 1_000_000, end * 1_000_000))
+    engine = StageSpans(ENGINE, spans[0], clock="engine")
+    return engine, [Asked(StageSpans(i, spans[i + 1], clock="engine"), 0, 10**9) for i in range(2)]
+
+
+def test_the_share_of_a_step_is_what_lies_between_the_stages_work() -> None:
+    alone = [(0, 0), (100, 1), (200, 5)]
+    engine, ended = steps_of_two_stages([*alone, (300, 0), (320, 0)])  # the last two overlap
+    exact = [Offset(i, 0, 0, 0) for i in range(2)]
+    found = share_of_step(engine, ended, exact)
+    assert found == {
+        "there_ms": 2.0,
+        "between_ms": 4.0,
+        "back_ms": 4.0,
+        "median_ms": 10.0,
+        "p99_ms": 14.0,
+        "steps": 3,
+    }
+    later = [Offset(0, 1_000_000, 5, 0), Offset(1, 2_000_000, 5, 0)]
+    shifted = share_of_step(engine, ended, later)
+    assert shifted is not None
+    assert [shifted[f"{name}_ms"] for name in ("there", "between", "back")] == [1.0, 3.0, 6.0]
+
+
+def test_without_a_step_alone_on_the_ring_there_is_no_share() -> None:
+    engine, ended = steps_of_two_stages([(0, 0), (20, 0), (40, 0)])
+    exact = [Offset(i, 0, 0, 0) for i in range(2)]
+    assert share_of_step(engine, ended, exact) is None
+    assert share_of_step(StageSpans(ENGINE, []), ended, exact) is None

@@ -90,4 +90,10 @@ def _say(summary: dict[str, Any], path: Path) -> None:
             else f"clock {clock['offset_us'] / 1000:+.3f} ms +- {clock['uncertainty_us'] / 1000:.3f} ms"
         )
         print(f"stage {stage['stage']} on {stage['host']}: {shares}; {offset}")
+    if share := summary.get("share_of_step"):
+        print(
+            f"beside computing, a step took {share['median_ms']:.2f} ms (p99 {share['p99_ms']:.2f}): "
+            f"there {share['there_ms']:.2f}, between stages {share['between_ms']:.2f}, back {share['back_ms']:.2f}; "
+            f"of {share['steps']} steps alone on the ring"
+        )
     print(f"written to {path}; open it in https://ui.perfetto.dev or chrome://tracing")

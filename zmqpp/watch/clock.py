@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from zmqpp.watch.span import Span, StageSpans
 
-__all__ = ["Asked", "Offset", "offsets"]
+__all__ = ["Asked", "Moments", "Offset", "offsets"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Offset:
         return self.uncertainty_ns == 0
 
 
-class _Steps:
+class Moments:
     """Moments of one stage's steps that others' moments are compared with."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
@@ -67,7 +67,7 @@ class _Steps:
 def offsets(engine: StageSpans, started: Sequence[Asked], ended: Sequence[Asked]) -> list[Offset]:
     """The offset of every stage, in stage order."""
     there = {span.step: span for span in engine.spans}
-    steps = [_Steps(asked.answer.spans) for asked in ended]
+    steps = [Moments(asked.answer.spans) for asked in ended]
     lows, highs = [], []
     for asked_at, stage in zip(zip(started, ended, strict=True), steps, strict=True):
         lows.append(max(a.answer.clock_ns - a.answered_ns for a in asked_at))

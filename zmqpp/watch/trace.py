@@ -15,6 +15,7 @@ import msgspec
 
 from zmqpp.errors import ConfigError
 from zmqpp.watch.clock import Asked, Offset, offsets
+from zmqpp.watch.share import share_of_step
 from zmqpp.watch.span import Span, StageSpans
 
 __all__ = ["MAX_SECONDS", "chrome_trace", "read_seconds"]
@@ -62,6 +63,7 @@ def chrome_trace(engine: StageSpans, started: Sequence[Asked], ended: Sequence[A
             "otherData": {
                 "seconds": length_ns / 1e9,
                 "steps": len(engine.spans),
+                "share_of_step": share_of_step(engine, ended, clocks),
                 "clocks": [_stated(clock) for clock in clocks],
                 "stages": [_summary(stage, length_ns) for stage in stages],
             },
