@@ -15,7 +15,8 @@ one field more still understands.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -43,7 +44,11 @@ def encode(value: Any) -> bytes:
     Raises:
         UnsupportedError: a type that is not on the whitelist, named with where it stands.
     """
-    return _encoder.encode(_pack(value, "value"))
+    try:
+        return _encoder.encode(_pack(value))
+    except _Unsendable as error:
+        place = "value" + "".join(reversed(error.path))
+        raise UnsupportedError(f"{place} is a {error}, which zmqpp does not send between stages") from None
 
 
 def decode(body: bytes) -> Any:
@@ -80,109 +85,139 @@ def decode_arguments(body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
 # ---- writing ---------------------------------------------------------------------------------------------
 
 
-def _pack(value: Any, where: str) -> Any:
+class _Unsendable(Exception):
+    """On its way out to `encode` it gathers, innermost first, where the value stands: found only when it is needed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.path: list[str] = []
+
+
+def _pack(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         if kind is int and not _INT64_MIN <= value <= _UINT64_MAX:
             return _ext("int", [str(value)])
         return value
     if kind is list:
-        return _pack_items(value, where)
+        return _pack_items(value)
     if kind is dict:
-        return _pack_mapping(value, where)
+        return _pack_mapping(value)
     writer = _writers.get(kind)
     if writer is None:
-        writer = _writers[kind] = _writer_for(kind, where)
-    return writer(value, where)
+        writer = _writers[kind] = _writer_for(kind)
+    return writer(value)
 
 
-def _pack_items(items: Any, where: str) -> list[Any]:
-    # Token lists are long and all int: one pass in C finds that nothing needs packing.
+def _pack_items(items: Any) -> list[Any]:
     kinds = set(map(type, items))
-    if kinds <= _PLAIN and not (int in kinds and _beyond_64_bits(items)):
-        return list(items)
-    return [_pack(item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if _need_nothing(kinds, items):
+        return items if type(items) is list else list(items)
+    if kinds == {list} and _need_nothing(
+        set(map(type, chain.from_iterable(items))), chain.from_iterable(items)
+    ):
+        return items if type(items) is list else list(items)
+    packed: list[Any] = []
+    try:
+        for item in items:
+            packed.append(_pack(item))
+    except _Unsendable as error:
+        error.path.append(f"[{len(packed)}]")
+        raise
+    return packed
 
 
-def _beyond_64_bits(items: Any) -> bool:
-    numbers = [item for item in items if type(item) is int]
-    return min(numbers) < _INT64_MIN or max(numbers) > _UINT64_MAX
+def _need_nothing(kinds: set[type], items: Iterable[Any]) -> bool:
+    """Whether msgpack has words for all `items`, of these `kinds`. Looks at long lists of tokens in C."""
+    if not kinds <= _PLAIN:
+        return False
+    if int not in kinds:
+        return True
+    numbers = list(items) if len(kinds) == 1 else [item for item in items if type(item) is int]
+    return min(numbers) >= _INT64_MIN and max(numbers) <= _UINT64_MAX
 
 
-def _pack_mapping(mapping: dict[Any, Any], where: str) -> Any:
-    if all(type(key) is str for key in mapping):
-        return {key: _pack(value, f"{where}[{key!r}]") for key, value in mapping.items()}
+def _pack_mapping(mapping: dict[Any, Any]) -> Any:
+    if set(map(type, mapping)) <= {str}:
+        if _need_nothing(set(map(type, mapping.values())), mapping.values()):
+            return mapping
+        return {key: _pack_value(key, value) for key, value in mapping.items()}
     pairs: list[Any] = []
     for key, value in mapping.items():
-        pairs += [_pack(key, f"{where} key"), _pack(value, f"{where}[{key!r}]")]
+        pairs += [_pack_value(key, key), _pack_value(key, value)]
     return _ext("dict", pairs)
+
+
+def _pack_value(key: Any, value: Any) -> Any:
+    try:
+        return _pack(value)
+    except _Unsendable as error:
+        error.path.append(" key" if value is key else f"[{key!r}]")
+        raise
 
 
 def _ext(name: str, content: list[Any]) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(_OBJECT, _encoder.encode([name, *content]))
 
 
-def _writer_for(kind: type, where: str) -> Callable[[Any, str], Any]:
+def _writer_for(kind: type) -> Callable[[Any], Any]:
     """How objects of `kind` are written; found once per type."""
     if issubclass(kind, torch.Tensor):
         return _pack_tensor
     if issubclass(kind, np.ndarray):
         return _pack_array
     if issubclass(kind, np.generic):
-        return lambda value, where: _pack(value.item(), where)
+        return lambda value: _pack(value.item())
     name = compat.wire_name(kind)
     if name is None:
-        raise UnsupportedError(
-            f"{where} is a {kind.__module__}.{kind.__qualname__}, which zmqpp does not send between stages"
-        )
+        raise _Unsendable(f"{kind.__module__}.{kind.__qualname__}")
     if issubclass(kind, enum.Enum):
-        return lambda value, where: _ext(name, [_pack(value.value, where)])
+        return lambda value: _ext(name, [_pack(value.value)])
     if issubclass(kind, tuple):
-        return lambda value, where: _ext(name, _pack_items(value, where))
-    return lambda value, where: _ext(name, [_pack_fields(value, where)])
+        return lambda value: _ext(name, _pack_items(value))
+    fields = fields_of(kind)
+    return lambda value: _ext(name, [_pack_fields(value, fields)])
 
 
-def _pack_fields(value: Any, where: str) -> dict[str, Any]:
+def _pack_fields(value: Any, fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     packed = {}
-    for field, default in fields_of(type(value)):
+    for field, default in fields:
         content = getattr(value, field, MISSING)
-        if content is MISSING or _same_plain(content, default):
+        if content is default or content is MISSING or _same_plain(content, default):
             continue
-        packed[field] = _pack(content, f"{where}.{field}")
+        try:
+            packed[field] = _pack(content)
+        except _Unsendable as error:
+            error.path.append(f".{field}")
+            raise
     return packed
 
 
 def _same_plain(content: Any, default: Any) -> bool:
     """Equal, and cheap and safe to compare: never a tensor against anything."""
-    return content is default or (
-        type(content) is type(default) and type(content) in _PLAIN and content == default
-    )
+    return type(content) is type(default) and type(content) in _PLAIN and bool(content == default)
 
 
-def _pack_tensor(value: torch.Tensor, where: str) -> Any:
+def _pack_tensor(value: torch.Tensor) -> Any:
     if value.layout is not torch.strided or value.is_quantized:
-        raise UnsupportedError(
-            f"{where} is a {value.layout} tensor, which zmqpp does not send between stages"
-        )
+        raise _Unsendable(f"{value.layout} tensor")
     flat = value.detach().cpu().contiguous().reshape(-1)
     content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return _ext("tensor", [str(value.dtype).removeprefix("torch."), list(value.shape), content])
 
 
-def _pack_array(value: np.ndarray, where: str) -> Any:
+def _pack_array(value: np.ndarray) -> Any:
     if value.dtype.hasobject or value.dtype.names is not None:
-        raise UnsupportedError(
-            f"{where} is a numpy array of {value.dtype}, which zmqpp does not send between stages"
-        )
+        raise _Unsendable(f"numpy array of {value.dtype}")
     return _ext("array", [value.dtype.str, list(value.shape), value.tobytes()])
 
 
-_writers: dict[type, Callable[[Any, str], Any]] = {
-    tuple: lambda value, where: _ext("tuple", _pack_items(value, where)),
-    set: lambda value, where: _ext("set", _pack_items(list(value), where)),
-    frozenset: lambda value, where: _ext("frozenset", _pack_items(list(value), where)),
-    torch.Size: lambda value, where: _ext("tuple", list(value)),
-    torch.dtype: lambda value, where: _ext("dtype", [str(value).removeprefix("torch.")]),
+_writers: dict[type, Callable[[Any], Any]] = {
+    tuple: lambda value: _ext("tuple", _pack_items(value)),
+    set: lambda value: _ext("set", _pack_items(list(value))),
+    frozenset: lambda value: _ext("frozenset", _pack_items(list(value))),
+    torch.Size: lambda value: _ext("tuple", list(value)),
+    torch.dtype: lambda value: _ext("dtype", [str(value).removeprefix("torch.")]),
 }
 
 

@@ -24,16 +24,21 @@ def build_named_tuple(kind: Any, content: list[Any]) -> Any:
 
 def build(kind: type, given: dict[str, Any]) -> Any:
     """An object of `kind`; without running its constructor, but for the classes that msgspec alone makes."""
-    known = dict(fields_of(kind))
-    if unknown := given.keys() - known.keys():
+    known = _known_fields(kind)
+    if not known.keys() >= given.keys():
+        unknown = one_line(", ".join(sorted(given.keys() - known.keys())))
         raise MalformedError(
             f"payload holds a {kind.__name__} with fields this vLLM does not know "
-            f"({one_line(', '.join(sorted(unknown)))}); give all stages the same vLLM version"
+            f"({unknown}); give all stages the same vLLM version"
         )
     fields = {
         field: given[field] if field in given else _default_of(kind, field, default)
         for field, default in known.items()
     }
+    if _has_dict(kind):
+        value = kind.__new__(kind)
+        value.__dict__.update(fields)
+        return value
     if issubclass(kind, msgspec.Struct) and not _can_be_made_empty(kind):
         return _construct(kind, fields)
     put = msgspec.structs.force_setattr if issubclass(kind, msgspec.Struct) else object.__setattr__
@@ -41,6 +46,19 @@ def build(kind: type, given: dict[str, Any]) -> Any:
     for field, content in fields.items():
         put(value, field, content)
     return value
+
+
+@functools.cache
+def _known_fields(kind: type) -> dict[str, Any]:
+    return dict(fields_of(kind))
+
+
+@functools.cache
+def _has_dict(kind: type) -> bool:
+    """A dataclass whose fields are all kept in `__dict__`: no slots, no properties in their place."""
+    if issubclass(kind, msgspec.Struct) or not getattr(kind, "__dictoffset__", 0):
+        return False
+    return not any(hasattr(getattr(kind, field, None), "__set__") for field in _known_fields(kind))
 
 
 @functools.cache
