@@ -65,6 +65,8 @@ class ExternalStageExecutor(Executor):
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
         self._ranks: list[int] = []
         """Workers of each stage, once they are known."""
+        self._settings = shared_settings(self.vllm_config)
+        """As stage 0 resolved them: vLLM's engine process goes through its configuration again when it is up."""
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
@@ -109,7 +111,7 @@ class ExternalStageExecutor(Executor):
             total_stages=self.options.total_stages,
             model=model_identity(self.model_config),
             weights=sample_weights(self.model_config.model),
-            settings=shared_settings(self.vllm_config),
+            settings=self._settings,
             runner=runner_of(self.vllm_config),
         )
         return self.ring.hello(hello, timeout_s, waiting)
@@ -216,6 +218,7 @@ class ExternalStageExecutor(Executor):
 
     def _begin_serving(self) -> None:
         self._serving = True
+        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
         scheduler = getattr(self.engine, "scheduler", None)
         if scheduler is None:
             return
