@@ -17,14 +17,14 @@ says which, so that forwarding needs no Python (see transport.Relay).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -35,6 +35,8 @@ _Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 """As it fits into a message's head."""
 _Step = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """The tag of its activations."""
+NO_TOKEN = -1
+_Token = Annotated[int, msgspec.Meta(ge=NO_TOKEN, lt=1 << 31)]
 
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
@@ -57,6 +59,8 @@ class Hello(Message, tag="hello"):
     """Weight file -> (digest of its header, digest of samples): same tensors, other values: another model."""
     settings: dict[str, Any]
     """EngineArgs field -> value resolved by stage 0."""
+    runner: Literal["V1", "V2"] = "V1"
+    """vLLM's model runner, the same on every stage."""
 
 
 class HelloReply(Message, tag="hello-reply"):
@@ -100,6 +104,14 @@ class RpcReply(Message, tag="rpc-reply"):
     error: str | None = None
 
 
+class Sampled(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What came of an earlier step."""
+
+    step: _Step
+    tokens: list[_Token]
+    """One of each of its requests, in the order in which they were scheduled; NO_TOKEN where it drew none."""
+
+
 class Exec(Message, tag="exec"):
     """Run one step's forward pass; `payload` is the codec's SchedulerOutput."""
 
@@ -109,6 +121,8 @@ class Exec(Message, tag="exec"):
     sample: bool
     """The last stage samples at once; otherwise it waits for this step's `Sample`."""
     payload: bytes
+    sampled: list[Sampled] = []
+    """Model Runner V2 only: what the last stage has sampled since the exec before, for the stages before it."""
 
 
 class Sample(Message, tag="sample"):

@@ -20,6 +20,7 @@ from zmqpp.errors import ConfigError
 __all__ = ["BalancedScheduler", "balance_batches", "wants_balance"]
 
 VARIABLE = "ZMQPP_BALANCE_BATCHES"
+_NEXT_STEP = "next_decode_eligible_step"  # not in every version
 
 
 def wants_balance() -> bool:
@@ -90,7 +91,9 @@ class Balance:
             )
             if left > 1 + drafted:
                 return None
-            ready += left > 0
+            # With async scheduling what waits for its own token is passed over, for as many steps as there are stages.
+            now, next_step = getattr(scheduler, "current_step", 0) + 1, getattr(request, _NEXT_STEP, 0)
+            ready += left > 0 and now >= next_step
             widest = max(widest, 1 + drafted)
         even = -(-len(running) // self._batches)
         free = max(1, self._batches - len(self._flying))
@@ -102,4 +105,4 @@ class BalancedScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        balance_batches(self, self.vllm_config.max_concurrent_batches)
+        balance_batches(self, self.vllm_config.parallel_config.pipeline_parallel_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.drafts import check_method
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
+from zmqpp.vllm.runner_choice import check_runner, prefer_runner
 from zmqpp.vllm.start_checks import check_keys
 
 
@@ -29,16 +29,12 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     check_keys(options)
     compat.check_vllm()
     compat.check_engine_flags(engine_args, "options")
-    # Model Runner V2 feeds tokens back by a torch.distributed broadcast over the pipeline, which is not there.
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    prefer_runner(engine_args)
     engine_args.pipeline_parallel_size = options.total_stages
     # The class, not its name: vLLM's check for pipeline support reads the attribute.
     engine_args.distributed_executor_backend = ExternalStageExecutor
     config = create()
-    if config.use_v2_model_runner:
-        raise UnsupportedError(
-            "Model Runner V2 is not supported with external stages yet: set VLLM_USE_V2_MODEL_RUNNER=0, on every stage"
-        )
+    check_runner(config, engine_args)
     check_method(config.speculative_config)
     if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
         raise UnsupportedError(

@@ -16,7 +16,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from zmqpp import control
-from zmqpp.errors import StageError, UnsupportedError, ZmqppError
+from zmqpp.errors import DeadlineError, StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
@@ -24,14 +24,17 @@ from zmqpp.vllm.batches import balance_batches, wants_balance
 from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.engine_core import announce_engine
+from zmqpp.vllm.feedback import TokenFeedback
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.init_log import ADAPTER_CALLS, Call, with_adapter_call
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
+from zmqpp.vllm.patience import say_waiting
 from zmqpp.vllm.recovery import Recovery
 from zmqpp.vllm.ring import EngineRing
 from zmqpp.vllm.ring_future import RingFuture, StageLost
+from zmqpp.vllm.runner_choice import runner_of
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.timeouts import startup_s
 from zmqpp.vllm.tracing import Tracing
@@ -46,6 +49,11 @@ class ExternalStageExecutor(Executor):
 
     supports_pp = True
 
+    @classmethod
+    def supports_async_scheduling(cls) -> bool:
+        """With Model Runner V2, as vLLM and `runner_choice.py` have it."""
+        return True
+
     def _init_executor(self) -> None:
         self.options = StageOptions.from_config(self.vllm_config.additional_config[CONFIG_KEY])
         self._serving = False
@@ -57,6 +65,8 @@ class ExternalStageExecutor(Executor):
         """Calls that brought the stages to readiness, in order; a stage that comes back is brought up by them."""
         self._ranks: list[int] = []
         """Workers of each stage, once they are known."""
+        self._settings = shared_settings(self.vllm_config)
+        """As stage 0 resolved them: vLLM's engine process goes through its configuration again when it is up."""
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
@@ -68,7 +78,9 @@ class ExternalStageExecutor(Executor):
             self.board = Board(self.options.total_stages, _served_name(self.model_config), self.session)
             self.publisher = Publisher(self.board)
             self.ring = EngineRing(self.first.link, self.board, self.first.check)
-            self.ring.draft_limits = self._draft_limits()
+            self.ring.flights.draft_limits = self._draft_limits()
+            if runner_of(self.vllm_config) == "V2" and self.model_config.runner_type != "pooling":
+                self.ring.flights.feedback = TokenFeedback(self.model_config.get_vocab_size())
             self.tracing = Tracing(self.ring, self.board)
             self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
@@ -82,7 +94,7 @@ class ExternalStageExecutor(Executor):
     # ---- bringing the stages up --------------------------------------------------------------------------
 
     def _greet(self) -> None:
-        self.fit(self.greet(startup_s(), self._say_waiting()))
+        self.fit(self.greet(startup_s(), say_waiting(self.options)))
 
     def greet(self, timeout_s: float, waiting: Callable[[float], None]) -> list[control.HelloReply]:
         """Every stage's place, once the ring is closed.
@@ -99,7 +111,8 @@ class ExternalStageExecutor(Executor):
             total_stages=self.options.total_stages,
             model=model_identity(self.model_config),
             weights=sample_weights(self.model_config.model),
-            settings=shared_settings(self.vllm_config),
+            settings=self._settings,
+            runner=runner_of(self.vllm_config),
         )
         return self.ring.hello(hello, timeout_s, waiting)
 
@@ -109,20 +122,6 @@ class ExternalStageExecutor(Executor):
         self._ranks = check_ranks(self._ranks, replies)
         for reply in replies:
             introduce(self.board, reply)
-
-    def _say_waiting(self) -> Callable[[float], None]:
-        said = 0.0
-
-        def waiting(seconds: float) -> None:
-            nonlocal said
-            if seconds - said >= 10:
-                said = seconds
-                logger.info(
-                    "waiting for the ring of %d stages to close: nothing yet from the last stage at %s (%.0f s)",
-                    *(self.options.total_stages, self.options.prev_stage_addr, seconds),
-                )
-
-        return waiting
 
     def _load(self) -> None:
         self.board.set_states("loading")
@@ -185,7 +184,7 @@ class ExternalStageExecutor(Executor):
             self.board.set_states("ready", pipeline="ready")
             self.publisher.publish()
             if self.engine is not None:
-                self._recovery = Recovery(self, self._say_waiting)
+                self._recovery = Recovery(self, lambda: say_waiting(self.options))
         return results
 
     def recover_if_lost(self) -> None:
@@ -207,6 +206,9 @@ class ExternalStageExecutor(Executor):
         except StageLost:
             self._recovery.run()  # This step is among those given up.
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
+        except DeadlineError as error:
+            self.ring.refuse(f"step {self._step} waits for tokens of an earlier one: {error}")
+            raise self.ring.failure or error from None
         if not scheduler_output.total_num_scheduled_tokens:
             return _answer(EMPTY_MODEL_RUNNER_OUTPUT, non_block)
         if self.model_config.runner_type == "pooling":
@@ -216,13 +218,16 @@ class ExternalStageExecutor(Executor):
 
     def _begin_serving(self) -> None:
         self._serving = True
+        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
         scheduler = getattr(self.engine, "scheduler", None)
         if scheduler is None:
             return
         if self.vllm_config.speculative_config is not None:
             follow_up_drafts(scheduler)
         if self._balances:
-            balance_batches(scheduler, self.vllm_config.max_concurrent_batches)
+            # A decode leaves only when its token is back: as many as there are stages, though with async scheduling
+            # one more batch may be on its way.
+            balance_batches(scheduler, self.options.total_stages)
 
     def _draft_limits(self) -> tuple[int, int]:
         config = self.vllm_config.speculative_config

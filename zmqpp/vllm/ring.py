@@ -17,8 +17,9 @@ from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError,
 from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec
-from zmqpp.vllm.drafts import open_output
+from zmqpp.vllm.flights import Flights
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
+from zmqpp.vllm.timeouts import step_s
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
 
@@ -44,7 +45,6 @@ class EngineRing:
         """What ended this epoch; until `renew`, reading and sending raise StageLost."""
         self.recover: Callable[[], None] | None = None
         """Brings the ring back and gives up what was on it; None = a lost stage ends the pipeline."""
-        self.draft_limits = (0, 0)  # vocabulary, and tokens drafted for a request
         self.recovering = False
         """A loss meanwhile is the recovery's own to handle."""
         self.on_lost: Callable[[control.Lost], None] = lambda lost: None
@@ -54,7 +54,7 @@ class EngineRing:
         self._check_child = check_child
         self._reading = threading.Lock()
         self._calls: dict[int, RingCall] = {}
-        self._steps: dict[int, RingFuture] = {}
+        self.flights = Flights(board)
         self._hello: dict[int, control.HelloReply] = {}
         self._session, self._epoch, self._hello_epoch = "", 0, 0
         self._next_call = 0
@@ -111,13 +111,19 @@ class EngineRing:
         return future
 
     def execute(self, step: int, scheduler_output: Any, sample: bool) -> RingFuture:
-        """Start a step; resolves to the last stage's output once it sampled."""
-        future = RingFuture(self)
+        """Start a step; resolves to the last stage's output once it sampled.
+
+        Waits for the tokens that it computes, where they are still on the ring.
+
+        Raises:
+            DeadlineError: they did not come in a step's time. StageLost: a stage is gone.
+        """
+        payload = codec.encode(scheduler_output)
+        for earlier in self.flights.awaited(scheduler_output):
+            self.read_until(earlier, step_s())
+        future, sampled = self.flights.begin(step, scheduler_output, lambda: RingFuture(self))
         tokens = scheduler_output.total_num_scheduled_tokens
-        if tokens:
-            self._steps[step] = future
-            self.board.send(step, tokens, len(scheduler_output.num_scheduled_tokens))
-        self._send(control.Exec(step, tokens, sample, codec.encode(scheduler_output)), tag=step)
+        self._send(control.Exec(step, tokens, sample, payload, sampled), tag=step)
         return future
 
     def sample(self, step: int, grammar_output: Any) -> None:
@@ -182,11 +188,7 @@ class EngineRing:
 
     def _take(self, message: control.AnyMessage) -> None:
         if isinstance(message, control.StepReply):
-            future = self._steps.pop(message.step, None)
-            if future is not None:
-                output = open_output(message, *self.draft_limits)
-                self.board.finish(message.step, sum(map(len, output.sampled_token_ids)))
-                future.set_result(output)
+            self.flights.take(message)
         elif isinstance(message, control.Report) and 0 <= message.stage < self.stages:
             self.board.take(message.stage, report.decode(message.payload))
         elif isinstance(message, control.RpcReply):
@@ -260,11 +262,8 @@ class EngineRing:
 
     def give_up(self, step_output: Any) -> None:
         """Whatever was on the ring is gone: steps get `step_output`, calls an error."""
-        steps, self._steps = self._steps, {}
+        self.flights.give_up(step_output)
         calls, self._calls = self._calls, {}
-        for step, future in steps.items():
-            self.board.finish(step, 0)
-            future.set_result(step_output)
         for call in calls.values():
             if not call.future.done():
                 call.future.set_exception(
@@ -277,10 +276,10 @@ class EngineRing:
             return self.failure
         self.failure = error = StageError(str(notice))
         self.board.fail(str(notice), None if notice.stage == control.PIPELINE else notice.stage)
-        for future in [*self._steps.values(), *(call.future for call in self._calls.values())]:
-            if not future.done():
-                future.set_exception(error)
-        self._steps.clear()
+        self.flights.fail(error)
+        for call in self._calls.values():
+            if not call.future.done():
+                call.future.set_exception(error)
         self._calls.clear()
         try:
             decided = control.Failed(

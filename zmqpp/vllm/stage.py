@@ -46,6 +46,7 @@ from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.ranks import Ranks
 from zmqpp.vllm.reporter import Reporter
+from zmqpp.vllm.stage_steps import StageSteps
 from zmqpp.vllm.timeouts import recovery_s, startup_s, step_s
 from zmqpp.vllm.wording import PLAIN_ERRORS, describe
 
@@ -94,6 +95,7 @@ class Stage:
         self._hello_reply: control.HelloReply | None = None
         self._answers = Answers()
         self._ready = self._was_ready = False
+        self._steps: StageSteps | None = None
 
     def run(self) -> None:
         """Serve until the engine stops the pipeline.
@@ -157,12 +159,7 @@ class Stage:
     def _handle(self, message: control.AnyMessage) -> bool:
         """Act on one message; False ends the loop."""
         if isinstance(message, control.Exec | control.Sample):
-            if not self._ready:
-                pass  # Meant for the process that was here before, and kept for this one by the stage before.
-            elif isinstance(message, control.Exec):
-                self._run_step(message)
-            else:
-                self._run_sample(message)
+            self._run(message)
         elif isinstance(message, control.Rpc):
             self._run_rpc(message)
         elif isinstance(message, control.Hello):
@@ -184,6 +181,7 @@ class Stage:
         before = self._hello
         if before is not None and hello.session == before.session and hello.epoch < before.epoch:
             return  # It was on its way when the next one had come already.
+        self._end_steps()
         self.place.link.set_epoch(hello.epoch)
         self.place.pass_on(hello)
         if self._config is None or self._layers is None:
@@ -223,6 +221,23 @@ class Stage:
         return report.counts()
 
     # ---- running -----------------------------------------------------------------------------------------
+
+    def _run(self, message: control.Exec | control.Sample) -> None:
+        if not self._ready:
+            return  # Meant for the process that was here before, and kept for this one by the stage before.
+        if self._steps is None:
+            self._steps = StageSteps(self.place, self._built(), self._reporting())
+        if isinstance(message, control.Exec):
+            self._steps.run(message)
+            self._while_idle()
+        else:
+            self._steps.sample(message)
+
+    def _end_steps(self) -> None:
+        """What is answered still is of the epoch that ends."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def _run_rpc(self, rpc: control.Rpc) -> None:
         """A failing call is the caller's error, as in vLLM's own executors; a failing load ends the stage."""
@@ -277,6 +292,8 @@ class Stage:
 
     def _while_idle(self) -> None:
         self._ranks.check()
+        if self._steps is not None:
+            self._steps.check()
         if self._reporter is not None:
             self._reporter.report_if_due()
 
@@ -290,28 +307,9 @@ class Stage:
             return [self._reporting().trace(method == START_TRACE)]
         return self._built().call(method, args, kwargs)
 
-    def _run_step(self, step: control.Exec) -> None:
-        scheduled = self._built().check(step.tokens, codec.decode(step.payload))
-        if not step.tokens:
-            self._built().execute(step, scheduled)
-            return
-        with self._reporting().recorder.step(step.step, step.tokens, len(scheduled.num_scheduled_tokens)):
-            output = self._built().execute(step, scheduled)
-            if self.options.is_last and output is None and step.sample:
-                output = self._built().sample(None)
-        if self.options.is_last and output is not None:
-            self.place.reply(self._built().reply(step.step, output))
-        self._while_idle()
-
-    def _run_sample(self, sample: control.Sample) -> None:
-        if self.options.is_last:
-            with self._reporting().recorder.sampling(sample.step):
-                output = self._built().sample(codec.decode(sample.payload), sample)
-            self.place.reply(self._built().reply(sample.step, output))
-
     def _reporting(self) -> Reporter:
         if self._reporter is None:
-            raise LaunchError(f"stage {self.index}: asked to run before it was ready")
+            raise LaunchError(f"stage {self.index}: asked for a trace before it was ready")
         return self._reporter
 
     def _built(self) -> StageWorker:

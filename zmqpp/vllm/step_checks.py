@@ -52,7 +52,7 @@ class StepLimits:
             length=runner.max_model_len,
             blocks=cache.num_blocks,
             groups=len(cache.kv_cache_groups),
-            vocabulary=runner.input_batch.vocab_size,
+            vocabulary=runner.model_config.get_vocab_size(),
         )
 
 
@@ -195,6 +195,9 @@ def _check_rest(step: SchedulerOutput, limits: StepLimits) -> None:
     for tokens in drafts.values():
         _check_numbers(tokens, limits.vocabulary, "drafted tokens", least=-1)
     _require(type(step.scheduled_encoder_inputs) is dict, "encoder inputs", step.scheduled_encoder_inputs)
+    preempted = getattr(step, "preempted_req_ids", None)
+    if preempted is not None:
+        _check_ids(preempted, set, "preempted requests")
     _require(type(step.free_encoder_mm_hashes) is list, "encoder hashes", step.free_encoder_mm_hashes)
     _check_numbers(getattr(step, "new_block_ids_to_zero", None) or [], limits.blocks, "blocks to clear")
     for copied in getattr(step, "kv_cache_block_copies", None) or []:

@@ -19,11 +19,9 @@ from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat
-from zmqpp.vllm.accepted import AcceptedDrafts
-from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.rank_words import RankPlace
-from zmqpp.vllm.restore import forget, restore
+from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
 from zmqpp.vllm.worker_methods import may_be_called
@@ -55,7 +53,7 @@ class StageWorker:
         os.environ[PARTITION_VARIABLE] = partition(layers, stage, total, self.total_layers)
         # Which of all KV cache configurations is this worker's.
         self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=place.first + place.rank)
-        self._accepted = self._no_drafts()
+        self.runner = runner_for(config, self.wrapper, group)
 
     def load(self) -> LoadReport:
         """Make the device ready and load this stage's weights.
@@ -79,19 +77,15 @@ class StageWorker:
             # Of use to a cache of multimodal inputs in shared memory, which several ranks do not have. Without a name.
             "shared_worker_lock": get_context("fork").Lock(),
         }
+        self.runner.install()
         self.wrapper.init_worker(all_kwargs=[arguments])
         self.wrapper.init_device()
         if self.place.rank == 0 and self.place.size > 1:
             compat.forget_shared_names()
         self.group.use_device(self.wrapper.worker.device or self.group.device)
         self.wrapper.load_model()
-        runner = self.wrapper.worker.model_runner
-        if self.config.speculative_config is not None and not hasattr(runner, "drafter"):
-            runner.drafter = None  # only the last stage's has one, but from here on vLLM asks all for it
         current_platform.update_block_size_for_backend(self.config)
-        self._allocate_intermediate_tensors()
-        if self.group.device.type == "cpu" and self.group.is_last_rank:
-            make_rewindable(self.wrapper.worker.model_runner)
+        self.runner.prepare()
         if not self.report.parameters:
             # Another loader than vLLM's default one (dummy weights, a format of its own) was asked for.
             self.report.count(dict(self.wrapper.worker.model_runner.model.named_parameters()))
@@ -143,15 +137,6 @@ class StageWorker:
 
         loader.load_weights = load_weights
 
-    def _allocate_intermediate_tensors(self) -> None:
-        """V1 allocates them only in its dummy run, which CPU skips in eager mode or with an explicit KV size."""
-        runner = self.wrapper.worker.model_runner
-        if self.stage == 0 or getattr(runner, "intermediate_tensors", None) is not None:
-            return
-        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
-            batch_size=runner.max_num_tokens, dtype=self.config.model_config.dtype, device=runner.device
-        )
-
     def call(self, method: str, args: Any, kwargs: Any) -> list[Any]:
         """Run a method of vLLM's worker that other stages may call, by its name; a result of each rank.
 
@@ -181,16 +166,15 @@ class StageWorker:
         Raises:
             MalformedError: it cannot.
         """
-        known = self.wrapper.worker.model_runner.requests if self.runs else ()
+        known = self.runner.known if self.runs else ()
         check_step(scheduler_output, tokens, known, self._limits())
+        self.runner.check(scheduler_output)
         return scheduler_output
 
     def execute(self, step: control.Exec, scheduler_output: Any) -> Any:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step.step
-        if self._accepted is not None:
-            self._accepted.catch_up(self.wrapper.worker.model_runner, scheduler_output)
-        return _finished(self.wrapper.execute_model(scheduler_output))
+        return self._finished(self.runner.execute(step, scheduler_output))
 
     def _limits(self) -> StepLimits:
         if not self.runs:
@@ -203,20 +187,15 @@ class StageWorker:
         worker = getattr(self.wrapper, "worker", None)
         return getattr(getattr(worker, "model_runner", None), "kv_cache_config", None) is not None
 
-    def _no_drafts(self) -> AcceptedDrafts | None:
-        drafts = self.config.speculative_config is not None and not self.group.is_last_rank
-        return AcceptedDrafts() if drafts else None
-
     def forget_requests(self) -> None:
         """Whatever was in flight is gone, on every stage."""
-        self._accepted = self._no_drafts()
-        forget(self.wrapper.worker)
+        self.runner.forget()
 
     def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
         """Go on with `requests`, which have generated `outputs`; all others are forgotten."""
         check_restored(requests, outputs, self._limits())
-        forget(self.wrapper.worker)
-        restore(self.wrapper.worker, requests, outputs, samples=self.group.is_last_rank)
+        self.runner.forget()
+        self.runner.restore(requests, outputs)
 
     @property
     def device(self) -> str:
@@ -237,11 +216,11 @@ class StageWorker:
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def reply(self, step: int, output: Any) -> control.StepReply:
-        """What the last stage answers: the step's output, and what it drafts for the next one."""
+        """What the last stage answers: the step's output, and what it drafts for the next one. Any thread."""
         drafts = None
         if self.config.speculative_config is not None:
             drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
-        return control.StepReply(step, codec.encode(output), drafts)
+        return control.StepReply(step, codec.encode(on_host(output)), drafts)
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample the step just run (last stage).
@@ -253,11 +232,15 @@ class StageWorker:
         """
         if grammar_output is not None:
             check_grammar(grammar_output, self._limits())
-        return _finished(self.wrapper.sample_tokens(grammar_output))
+        return self._finished(self.wrapper.sample_tokens(grammar_output))
+
+    def _finished(self, output: Any) -> Any:
+        """On CUDA a step's output may still be on its way to the host; who defers it waits elsewhere."""
+        return output if self.runner.defers_output else on_host(output)
 
 
-def _finished(output: Any) -> Any:
-    """On CUDA a step's output may still be on its way to the host."""
+def on_host(output: Any) -> Any:
+    """A step's output, once it is on the host."""
     from vllm.v1.outputs import AsyncModelRunnerOutput
 
     return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output

@@ -16,6 +16,7 @@ from zmqpp.vllm import identity
 from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.ranks import Ranks
+from zmqpp.vllm.runner_choice import adopt_runner, forget_adopted
 from zmqpp.vllm.settings import adopt
 from zmqpp.vllm.stage import Stage
 from zmqpp.vllm.warm import warm_up
@@ -70,6 +71,7 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
         log(f"{error}; starting over")
         sys.stdout.flush()
         sys.stderr.flush()
+        forget_adopted()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     log(f"stage {index}: stopped by stage 0")
 
@@ -86,6 +88,7 @@ def _configure(
     if mine is not None:
         identity.check_same_model(identity.comparable(mine), hello.model, options.stage_idx)
     identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
+    adopt_runner(hello.runner, options.stage_idx)
     adopted = adopt(engine_args, hello.settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
     try:

@@ -1,0 +1,31 @@
+"""On PYTHONPATH of a test's stages: Triton has a driver for this machine's CPU, as far as vLLM asks.
+
+With TRITON_INTERPRET=1 kernels run as Python, and Model Runner V2 without a GPU. The interpreter takes masks of bools
+only, and does not make all of them such: those of vLLM's grammar kernel are numbers by then.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+
+def _offer_cpu() -> None:
+    from triton.backends import backends
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    driver = type("Driver", (), {"is_active": staticmethod(lambda: True)})
+    backends.setdefault("cpu", SimpleNamespace(compiler=None, driver=driver))
+    plain = InterpreterBuilder.create_masked_store
+
+    def store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return plain(self, pointers, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_store = store
+
+
+try:
+    _offer_cpu()
+except ImportError:
+    pass  # Another Python, without Triton.

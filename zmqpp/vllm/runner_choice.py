@@ -1,0 +1,103 @@
+"""Which of vLLM's model runners the stages run: V1 or V2, the same on all of them.
+
+Stage 0 decides, by its `VLLM_USE_V2_MODEL_RUNNER` or else by vLLM's own default for its platform (V2 where there is
+Triton); the others hear it in the hello. What only V1 does here goes on V1 where nobody said otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from zmqpp.errors import ConfigError, UnsupportedError
+from zmqpp.vllm import compat
+
+__all__ = ["adopt_runner", "check_runner", "forget_adopted", "prefer_runner", "runner_of"]
+
+VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+_adopted = False
+"""The variable is not this stage's own word, but stage 0's."""
+
+
+def runner_of(config: Any) -> Literal["V1", "V2"]:
+    """The runner of a finished vLLM configuration."""
+    return "V2" if config.use_v2_model_runner else "V1"
+
+
+def prefer_runner(engine_args: Any) -> None:
+    """Before vLLM makes its configuration: V1 for what needs it, where the variable leaves it open.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    import vllm.envs
+
+    asked, why = vllm.envs.VLLM_USE_V2_MODEL_RUNNER, _needs_v1(engine_args)
+    if why and asked:
+        raise _refused(why)
+    if why and asked is None:
+        os.environ[VARIABLE] = "0"
+
+
+def check_runner(config: Any, engine_args: Any) -> None:
+    """Settle what vLLM's `config` leaves open.
+
+    vLLM's CPU platform switches async scheduling off, last of all; asked for by a flag it stays on.
+
+    Raises:
+        UnsupportedError: V2 with what it cannot do here, or V1 with async scheduling.
+    """
+    asked = bool(engine_args.async_scheduling)
+    if runner_of(config) == "V1" and asked:
+        raise UnsupportedError(
+            f"--async-scheduling needs Model Runner V2 with external stages: set {VARIABLE}=1, or leave it out"
+        )
+    if runner_of(config) == "V2":
+        if why := _needs_v1(engine_args):
+            raise _refused(why)
+        config.scheduler_config.async_scheduling |= asked
+
+
+def _needs_v1(engine_args: Any) -> str:
+    """Why Model Runner V2 cannot be had; empty where it can."""
+    from vllm.triton_utils import HAS_TRITON
+
+    version = compat.vllm_version()
+    if compat.minor(version) not in compat.V2_VLLM:
+        return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat.V2_VLLM)} is"
+    if not HAS_TRITON:
+        return "needs Triton, which has no driver here"
+    if engine_args.speculative_config is not None:
+        return "does not speculate over external stages yet"
+    if engine_args.tensor_parallel_size > 1:
+        return "does not support external stages of several tensor-parallel ranks yet"
+    return ""
+
+
+def _refused(why: str) -> UnsupportedError:
+    return UnsupportedError(f"Model Runner V2 {why}: set {VARIABLE}=0, on every stage")
+
+
+def adopt_runner(runner: Literal["V1", "V2"], stage: int) -> None:
+    """Take stage 0's runner, before this stage makes its configuration.
+
+    Raises:
+        ConfigError: this stage was started with the other one.
+    """
+    global _adopted
+    import vllm.envs
+
+    own = None if _adopted else vllm.envs.VLLM_USE_V2_MODEL_RUNNER
+    if own is not None and own != (runner == "V2"):
+        raise ConfigError(
+            f"stage {stage} was started with {VARIABLE}={os.environ[VARIABLE]}, stage 0 runs Model Runner {runner}: "
+            f"leave {VARIABLE} out on stage {stage} (stage 0 decides), or give both the same"
+        )
+    if own is None:
+        os.environ[VARIABLE], _adopted = str(int(runner == "V2")), True
+
+
+def forget_adopted() -> None:
+    """Before this process begins anew: the next stage 0 may run the other one."""
+    if _adopted:
+        del os.environ[VARIABLE]
