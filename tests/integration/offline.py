@@ -2,8 +2,9 @@
 
     offline.py TASK.json ANSWER.json
 
-The task is {"model", "settings" of LLM, "ask": [[{"prompt" or "prompt_token_ids"}, settings of SamplingParams], ..],
-"embed": [text, ..]}. The answer is a list: of token ids and their logprobs, or of vectors.
+The task is {"model", "settings" of LLM, "ask": [[{"prompt" or "prompt_token_ids"}, settings of SamplingParams], ..]}, or
+"pool": [text, ..] in place of "ask". The answer is {"answers": token ids and their logprobs, or vectors; "metrics": what
+vLLM counted; "loads": what each stage has read}.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ def main() -> None:
 
     task = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(task["model"], **task["settings"])
-    answers = vectors(llm, task["embed"]) if "embed" in task else completions(llm, task["ask"])
+    answers = vectors(llm, task["pool"]) if "pool" in task else completions(llm, task["ask"])
+    core = llm.llm_engine.engine_core
+    executor = core.engine_core.model_executor
+    found = {"answers": answers, "metrics": counted(llm), "loads": getattr(executor, "load_reports", [])}
     part = Path(f"{sys.argv[2]}.part")
-    part.write_text(json.dumps(answers))
+    part.write_text(json.dumps(found))
     part.rename(sys.argv[2])
-    llm.llm_engine.engine_core.shutdown()
+    core.shutdown()
 
 
 def completions(llm: Any, ask: list[Any]) -> list[dict[str, Any]]:
@@ -44,12 +48,19 @@ def completions(llm: Any, ask: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
+def counted(llm: Any) -> dict[str, float]:
+    """Counters and gauges by name; none unless `disable_log_stats` is off."""
+    if llm.llm_engine.logger_manager is None:
+        return {}
+    return {one.name: one.value for one in llm.get_metrics() if hasattr(one, "value")}
+
+
 def by_token(at: Any) -> dict[int, float]:
     return {token: entry.logprob for token, entry in at.items()}
 
 
 def vectors(llm: Any, texts: list[str]) -> list[list[float]]:
-    found = llm.encode(texts, pooling_task=None, use_tqdm=False)
+    found = llm.encode(texts, use_tqdm=False)
     return [one.outputs.data.tolist() for one in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,23 @@ ASK: list[Any] = [
     [{"prompt": LONG_PROMPT[:900]}, _GREEDY],
 ]
 """More than a step holds, and a prompt of several chunks."""
-_LOGPROB = 2e-3
+_WITHIN = 2e-3
 """Float32 sums depend on how rows were batched; most of what is compared is equal to 1e-5."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """See offline.py."""
+
+    answers: list[Any]
+    metrics: dict[str, float]
+    loads: list[dict[str, Any]]
 
 
 def one_process(
     zygote: Zygote, folder: Path, model: Path, within_s: float = 120, **settings: Any
-) -> list[Any]:
-    """What one ordinary process answers."""
+) -> Found:
+    """What one ordinary process answers; `settings` are of `LLM`, or `ask` or `pool` (see offline.py)."""
     return _ask(zygote, folder / "alone.json", model, within_s, settings)
 
 
@@ -50,7 +60,7 @@ def stages(
     ranges: Sequence[str] = (),
     flags: Sequence[Sequence[str]] = (),
     **settings: Any,
-) -> list[Any]:
+) -> Found:
     """What a pipeline of one stage a model answers; `flags`: of `vllm serve`, for stages 1 and up."""
     total, port = len(models), free_base_port(len(models) + 1)
     others = [
@@ -86,31 +96,28 @@ def _later(
     return [*words, *(flags[index - 1] if flags else ())]
 
 
-def _ask(zygote: Zygote, answer: Path, model: Path, within_s: float, settings: dict[str, Any]) -> list[Any]:
-    ask = settings.pop("ask", ASK)
-    embed = settings.pop("embed", None)
-    task: dict[str, Any] = {"model": str(model), "settings": {**SETTINGS, **settings}, "ask": ask}
-    if embed is not None:
-        task["embed"] = embed
+def _ask(zygote: Zygote, answer: Path, model: Path, within_s: float, settings: dict[str, Any]) -> Found:
+    asked = {"pool": settings.pop("pool")} if "pool" in settings else {"ask": settings.pop("ask", ASK)}
+    task = {"model": str(model), "settings": {**SETTINGS, **settings}, **asked}
     answer.parent.mkdir(parents=True, exist_ok=True)
     answer.unlink(missing_ok=True)
     written = answer.with_suffix(".task")
     written.write_text(json.dumps(task))
     ended = zygote.run([OFFLINE, str(written), str(answer)], within_s=within_s)
     assert ended.code == 0 and answer.exists(), f"{ended.code}: {ended.output[-4000:]}"
-    found: list[Any] = json.loads(answer.read_text())
-    return found
+    return Found(**json.loads(answer.read_text()))
 
 
-def assert_same(found: list[Any], expected: list[Any], within: float = _LOGPROB) -> None:
+def assert_same(here: Found, there: Found, within: float = _WITHIN) -> None:
     """Tokens are equal, logprobs nearly; what is compared is not the same everywhere."""
+    found, expected = here.answers, there.answers
     assert len({str(one["tokens"]) for one in expected}) > len(expected) // 2, "it says the same to all"
     assert [one["tokens"] for one in found] == [one["tokens"] for one in expected]
     for one, other in zip(found, expected, strict=True):
         for kind in ("logprobs", "prompt_logprobs"):
             assert len(one[kind]) == len(other[kind])
-            for here, there in zip(one[kind], other[kind], strict=True):
-                both = here.keys() & there.keys()
-                assert both and {token: here[token] for token in both} == pytest.approx(
-                    {token: there[token] for token in both}, abs=within
+            for mine, theirs in zip(one[kind], other[kind], strict=True):
+                both = mine.keys() & theirs.keys()
+                assert both and {token: mine[token] for token in both} == pytest.approx(
+                    {token: theirs[token] for token in both}, abs=within
                 )
