@@ -43,6 +43,12 @@ class Architecture:
     sizes: bool = True
     flags: tuple[str, ...] = ()
 
+    @property
+    def settings_of_vllm(self) -> dict[str, str]:
+        """`flags` as settings of `LLM`."""
+        words = iter(self.flags)
+        return {word.removeprefix("--").replace("-", "_"): value for word, value in zip(words, words, strict=True)}
+
     def write(self, folder: Path, seed: int = 11) -> Path:
         """Config, safetensors in several shards, and the tokenizer."""
         import torch

@@ -3,7 +3,7 @@
     offline.py TASK.json ANSWER.json
 
 The task is {"model", "settings" of LLM, "ask": [[{"prompt" or "prompt_token_ids"}, settings of SamplingParams], ..]}, or
-"pool": [text, ..] in place of "ask". The answer is {"answers": token ids and their logprobs, or vectors; "metrics": what
+"pool": [pooling task, [text, ..]] in place of "ask". The answer is {"answers": token ids and their logprobs, or vectors; "metrics": what
 vLLM counted; "loads": what each stage has read}.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
 
     task = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(task["model"], **task["settings"])
-    answers = vectors(llm, task["pool"]) if "pool" in task else completions(llm, task["ask"])
+    answers = vectors(llm, *task["pool"]) if "pool" in task else completions(llm, task["ask"])
     core = llm.llm_engine.engine_core
     executor = core.engine_core.model_executor
     found = {"answers": answers, "metrics": counted(llm), "loads": getattr(executor, "load_reports", [])}
@@ -59,8 +59,8 @@ def by_token(at: Any) -> dict[int, float]:
     return {token: entry.logprob for token, entry in at.items()}
 
 
-def vectors(llm: Any, texts: list[str]) -> list[list[float]]:
-    found = llm.encode(texts, use_tqdm=False)
+def vectors(llm: Any, task: str, texts: list[str]) -> list[list[float]]:
+    found = llm.encode(texts, pooling_task=task, use_tqdm=False)
     return [one.outputs.data.tolist() for one in found]
 
 

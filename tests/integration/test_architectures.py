@@ -11,8 +11,10 @@ from tests.integration.architectures import ARCHITECTURES, LAYERS
 from tests.integration.models import split
 from tests.integration.serving import long_only
 from tests.integration.side_by_side import Found, assert_same, one_process, stages
+from tests.integration.test_mistakes import assert_one_line, copy_model, stage
 from tests.integration.zygote import Zygote
 from zmqpp.checkpoint.checkpoint import Checkpoint
+from zmqpp.pipeline.ports import free_base_port
 
 SHORT = "GPT-2"
 """Unlike Llama in everything: names, learned positions, biases, tied embeddings, fused and transposed weights."""
@@ -47,3 +49,11 @@ def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_pat
     exported = stages(zygote, tmp_path, folders, flags=flags, **settings)
     assert_same(exported, expected)
     assert [load["end_layer"] for load in exported.loads] == [end for _, end in CUT]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_model_that_vllm_cannot_split_ends_in_one_line(index: int, zygote: Zygote, tmp_path: Path) -> None:
+    model = copy_model(tmp_path / "model", architectures=["BertModel"])
+    ended = zygote.run(["serve", str(model), *stage(index, 2, free_base_port(4))])
+    assert_one_line(ended, "vLLM cannot split BertModel over pipeline stages", "SupportsPP")
+    assert ended.code == 2

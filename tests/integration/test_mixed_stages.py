@@ -28,7 +28,7 @@ ONE_BY_ONE: dict[str, Any] = {
 def exact(imported: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """All in float32, in one process."""
     folder = tmp_path_factory.mktemp("exact")
-    found = one_process(imported, folder, docs_llama(), **ONE_BY_ONE)
+    found = one_process(imported, folder, docs_llama(), **dict(ONE_BY_ONE))
     imported.end_rest()
     return found
 
@@ -43,10 +43,15 @@ def prompt_logprobs(found: Found) -> list[float]:
     return [next(iter(at.values())) for one in found.answers for at in one["prompt_logprobs"]]
 
 
-def assert_close(found: Found, exact: Found, most: float, mean: float) -> None:
+def away(found: Found, exact: Found) -> list[float]:
     pairs = zip(prompt_logprobs(found), prompt_logprobs(exact), strict=True)
-    away = [abs(here - there) for here, there in pairs]
-    assert len(away) > 200 and 0 < max(away) < most and sum(away) / len(away) < mean, (max(away), away)
+    return [abs(here - there) for here, there in pairs]
+
+
+def assert_close(found: Found, exact: Found, most: float, mean: float) -> None:
+    differences = away(found, exact)
+    assert len(differences) > 200
+    assert 0 < max(differences) < most and sum(differences) / len(differences) < mean, differences
 
 
 MIXED = {
@@ -73,20 +78,30 @@ def test_stages_of_different_dtypes(name: str, zygote: Zygote, tmp_path: Path, e
     assert held == [wide.get(first, 2), wide.get(second, 2)]
 
 
+@pytest.fixture(scope="module")
+def all_int8(imported: Zygote, tmp_path_factory: pytest.TempPathFactory, int8: Path) -> Found:
+    """All layers in int8, in one process."""
+    found = one_process(imported, tmp_path_factory.mktemp("all"), int8, **dict(ONE_BY_ONE))
+    imported.end_rest()
+    return found
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_stage_of_two_in_int8(
-    which: int, zygote: Zygote, tmp_path: Path, exact: Found, int8: Path
+    which: int, zygote: Zygote, tmp_path: Path, exact: Found, int8: Path, all_int8: Found
 ) -> None:
+    """Half as many rounded layers: nearer to the exact answers than a model that is rounded throughout."""
     models = [docs_llama(), docs_llama()]
     models[which] = int8
     found = [stages(zygote, tmp_path, models, **dict(ONE_BY_ONE)) for _ in range(2)]
     assert found[0].answers == found[1].answers
-    assert_close(found[0], exact, most=0.5, mean=0.1)
+    rounded = away(all_int8, exact)
+    assert_close(found[0], exact, most=2, mean=sum(rounded) / len(rounded))
     held = [load["bytes"] / load["parameters"] for load in found[0].loads]
     assert held[which] < 3 < held[1 - which] == 4
 
 
-def test_both_stages_in_int8_say_what_one_process_says(zygote: Zygote, tmp_path: Path, int8: Path) -> None:
-    both = stages(zygote, tmp_path, [int8, int8], **dict(ONE_BY_ONE))
-    alone = one_process(zygote, tmp_path, int8, **dict(ONE_BY_ONE))
-    assert both.answers == alone.answers
+def test_both_stages_in_int8_say_what_one_process_says(
+    zygote: Zygote, tmp_path: Path, int8: Path, all_int8: Found
+) -> None:
+    assert stages(zygote, tmp_path, [int8, int8], **dict(ONE_BY_ONE)).answers == all_int8.answers

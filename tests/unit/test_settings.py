@@ -9,10 +9,7 @@ import pytest
 
 from zmqpp.errors import ConfigError
 
-pytest.importorskip("vllm")
 from zmqpp.vllm import identity, settings
-
-pytestmark = pytest.mark.vllm
 
 
 @dataclasses.dataclass
