@@ -11,7 +11,10 @@ from tests.checkpoints import qwen
 from tests.cli.command import assert_mistake, zmqpp
 
 MODELS: dict[str, tuple[dict[str, Any], str]] = {
-    "BERT": ({"architectures": ["BertModel"]}, "split BertModel over pipeline stages: its class there does not"),
+    "BERT": (
+        {"architectures": ["BertModel"]},
+        "split BertModel over pipeline stages: its class there does not",
+    ),
     "T5": (
         {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
         "split T5ForConditionalGeneration over pipeline stages: it has an encoder and a decoder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,9 @@ class Architecture:
     def settings_of_vllm(self) -> dict[str, str]:
         """`flags` as settings of `LLM`."""
         words = iter(self.flags)
-        return {word.removeprefix("--").replace("-", "_"): value for word, value in zip(words, words, strict=True)}
+        return {
+            word.removeprefix("--").replace("-", "_"): value for word, value in zip(words, words, strict=True)
+        }
 
     def write(self, folder: Path, seed: int = 11) -> Path:
         """Config, safetensors in several shards, and the tokenizer."""
@@ -90,30 +91,85 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen2": Architecture("Qwen2Config", "Qwen2ForCausalLM"),
     "Qwen2 tied": Architecture("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "Qwen3": Architecture("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
-    "Gemma 2": Architecture(
-        "Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 32, "sliding_window": 64}
-    ),
-    "Gemma 3": Architecture(
-        "Gemma3TextConfig", "Gemma3ForCausalLM", {"head_dim": 32, "sliding_window": 64}
-    ),
+    "Gemma 2": Architecture("Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
+    "Gemma 3": Architecture("Gemma3TextConfig", "Gemma3ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
     "Mixtral": Architecture(
         "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}
     ),
     "Qwen3 MoE": Architecture(
-        "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
         {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     ),
     "Mamba": Architecture("MambaConfig", "MambaForCausalLM", {"state_size": 16}),
-    "Mamba 2": Architecture("Mamba2Config", "Mamba2ForCausalLM", {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1}),
-    "Jamba": Architecture("JambaConfig", "JambaForCausalLM", {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False}),
-    "Falcon H1": Architecture("FalconH1Config", "FalconH1ForCausalLM", {"mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_ssm": 256, "mamba_n_groups": 1}),
-    "LFM2": Architecture("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256}),
-    "Qwen3-Next": Architecture("Qwen3NextConfig", "Qwen3NextForCausalLM", {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "full_attention_interval": 2}),
+    "Mamba 2": Architecture(
+        "Mamba2Config", "Mamba2ForCausalLM", {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1}
+    ),
+    "Jamba": Architecture(
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "Falcon H1": Architecture(
+        "FalconH1Config",
+        "FalconH1ForCausalLM",
+        {
+            "mamba_d_state": 16,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_ssm": 256,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "LFM2": Architecture(
+        "Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256}
+    ),
+    "Qwen3-Next": Architecture(
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {
+            "head_dim": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "full_attention_interval": 2,
+        },
+    ),
     "Falcon": Architecture("FalconConfig", "FalconForCausalLM", {"new_decoder_architecture": False}),
     "GPT-NeoX": Architecture("GPTNeoXConfig", "GPTNeoXForCausalLM"),
     "Phi": Architecture("PhiConfig", "PhiForCausalLM", {"num_key_value_heads": 4}),
     "Phi-3": Architecture("Phi3Config", "Phi3ForCausalLM"),
     "BLOOM": Architecture("BloomConfig", "BloomForCausalLM", {"n_layer": LAYERS, "n_head": 4}),
-    "DeepSeek V2": Architecture("DeepseekV2Config", "DeepseekV2ForCausalLM", {"q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1, "num_key_value_heads": 4}),
-    "transformers backend": Architecture("LlamaConfig", "LlamaForCausalLM", flags=("--model-impl", "transformers")),
+    "DeepSeek V2": Architecture(
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {
+            "q_lora_rank": None,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "transformers backend": Architecture(
+        "LlamaConfig", "LlamaForCausalLM", flags=("--model-impl", "transformers")
+    ),
 }

@@ -44,7 +44,9 @@ def tiny_blip2(folder: Path, seed: int = 5) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(docs_llama())
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     assert tokenizer.convert_tokens_to_ids("<image>") == IMAGE_TOKEN
-    processor = Blip2Processor(BlipImageProcessorPil(size={"height": SIDE, "width": SIDE}), tokenizer, QUERIES)
+    processor = Blip2Processor(
+        BlipImageProcessorPil(size={"height": SIDE, "width": SIDE}), tokenizer, QUERIES
+    )
     processor.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}{% for part in message['content'] %}"

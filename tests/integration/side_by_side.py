@@ -45,9 +45,7 @@ class Found:
     loads: list[dict[str, Any]]
 
 
-def one_process(
-    zygote: Zygote, folder: Path, model: Path, within_s: float = 120, **settings: Any
-) -> Found:
+def one_process(zygote: Zygote, folder: Path, model: Path, within_s: float = 120, **settings: Any) -> Found:
     """What one ordinary process answers; `settings` are of `LLM`, or `ask` or `pool` (see offline.py)."""
     return _ask(zygote, folder / "alone.json", model, within_s, settings)
 

@@ -66,9 +66,7 @@ def test_stages_of_different_dtypes(name: str, zygote: Zygote, tmp_path: Path, e
     first, second = MIXED[name]
     model = docs_llama()
     found = [
-        stages(
-            zygote, tmp_path, [model, model], flags=[["--dtype", second]], dtype=first, **dict(ONE_BY_ONE)
-        )
+        stages(zygote, tmp_path, [model, model], flags=[["--dtype", second]], dtype=first, **dict(ONE_BY_ONE))
         for _ in range(2)
     ]
     assert found[0].answers == found[1].answers

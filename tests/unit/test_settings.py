@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from zmqpp.errors import ConfigError
-
 from zmqpp.vllm import identity, settings
 
 
@@ -38,7 +37,9 @@ def test_a_stage_keeps_its_own_dtype_and_quantization() -> None:
 
 
 def test_all_else_must_agree() -> None:
-    with pytest.raises(ConfigError, match="stage 1 was started with --max-model-len 256, stage 0 runs with 512"):
+    with pytest.raises(
+        ConfigError, match="stage 1 was started with --max-model-len 256, stage 0 runs with 512"
+    ):
         settings.adopt(Arguments(max_model_len=256), STAGE_0, 1)
 
 

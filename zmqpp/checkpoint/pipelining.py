@@ -56,9 +56,7 @@ def why_not_pipelined(config: Mapping[str, Any]) -> str | None:
         reason = "it has an encoder and a decoder, and vLLM pipelines decoders alone"
     else:
         return None
-    return (
-        f"vLLM cannot split {name} over pipeline stages: {reason}; serve it in one process, with plain `vllm serve`"
-    )
+    return f"vLLM cannot split {name} over pipeline stages: {reason}; serve it in one process, with plain `vllm serve`"
 
 
 def check_pipelined(config: Mapping[str, Any], model: str, vllm_flags: Sequence[str] = ()) -> None:

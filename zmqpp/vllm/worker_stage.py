@@ -93,7 +93,9 @@ def _configure(
     if alike:
         identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
     else:
-        settings.pop("quantization", None)  # This stage's own config.json says how its weights are to be read.
+        settings.pop(
+            "quantization", None
+        )  # This stage's own config.json says how its weights are to be read.
     adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
     try:
@@ -102,6 +104,8 @@ def _configure(
         raise ConfigError(
             f"stage {options.stage_idx}: vLLM refuses this configuration: {describe(error)}"
         ) from None
+    # What a model makes of images needs its processor, and that its tokenizer, where vLLM plans memory for them.
+    config.model_config.skip_tokenizer_init = not config.model_config.is_multimodal_model
     if mine is None:
         theirs = identity.comparable(identity.read_hub_config(config.model_config))
         identity.check_same_model(theirs, hello.model, options.stage_idx)
