@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,3 +45,42 @@ def split(model: Path, folder: Path, ranges: list[tuple[int, int]]) -> list[Path
     layers = [LayerRange(start, end) for start, end in ranges]
     manifest = Export(Checkpoint.open(str(model)), layers, folder).run()
     return [folder / name for name in manifest.folders]
+
+
+def int8_copy(model: Path, folder: Path) -> Path:
+    """The model with int8 weights and activations, as compressed-tensors keeps them: a scale a row."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True)
+    for path in model.iterdir():
+        if path.suffix in (".json", ".jinja") and "index" not in path.name:
+            shutil.copy(path, folder)
+    tensors = {}
+    for path in sorted(model.glob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            if name.endswith("_proj.weight"):
+                scale = tensor.float().abs().amax(dim=1, keepdim=True) / 127
+                tensors[f"{name}_scale"] = scale
+                tensor = (tensor.float() / scale).round().clamp(-128, 127).to(torch.int8)
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+                "input_activations": {
+                    **{"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token"},
+                    "dynamic": True,
+                },
+            }
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -282,10 +282,10 @@ HELLOS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
         ("--max-model-len", "512"),
         ("--max-model-len 512", "stage 0 runs with 1024"),
     ),
-    "another dtype": (
-        {"settings": {"dtype": "float32"}},
-        ("--dtype", "bfloat16"),
-        ("--dtype bfloat16", "float32"),
+    "another seed": (
+        {"settings": {"seed": 7}},
+        ("--seed", "8"),
+        ("--seed 8", "stage 0 runs with 7"),
     ),
 }
 

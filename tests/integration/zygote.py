@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -44,12 +45,12 @@ class Zygote:
         )
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Running:
-        """Fork a command line and let it run."""
+        """Fork a command line of `vllm`, or one that begins with a Python file, and let it run."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         log.touch()  # the fork opens it when it gets to run; who waits for a line may read it before
         request = {
-            "argv": ["vllm", *arguments],
+            "argv": [*([] if arguments[0].endswith(".py") else ["vllm"]), *arguments],
             "environment": dict(environment or {}),
             "log": str(log),
         }
@@ -136,7 +137,10 @@ def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def
         os.environ.update(request["environment"])
         sys.argv = request["argv"]
         try:
-            main()
+            if sys.argv[0] == "vllm":
+                main()
+            else:
+                runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
             sys.stdout.flush()

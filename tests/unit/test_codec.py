@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import pickle  # noqa: TID251 - to compare sizes with
 import sys
+from collections import UserDict
 from typing import Any
 
 import msgspec
@@ -17,6 +18,13 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
 from vllm.lora.request import LoRARequest
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldElem,
+    MultiModalFlatField,
+    MultiModalKwargsItem,
+    PlaceholderRange,
+)
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
@@ -38,7 +46,7 @@ def same(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
-    if isinstance(a, dict):
+    if isinstance(a, dict | UserDict):
         return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
@@ -94,6 +102,18 @@ OBJECTS = {
     "an adapter": LoRARequest("a", 1, "/adapters/a"),
     "pooling parameters": PoolingParams(task="embed", dimensions=8),
     "parameters with words of a client's own": SamplingParams(extra_args={"a": [1, {"b": None}]}),
+    "an image": [
+        MultiModalKwargsItem(
+            {
+                "pixels": MultiModalFieldElem(torch.ones(3, 4), MultiModalBatchedField()),
+                "pieces": MultiModalFieldElem(
+                    [torch.zeros(2), torch.ones(1)],
+                    MultiModalFlatField(slices=[(slice(None), slice(1, 3)), slice(2, None, 1)]),
+                ),
+            }
+        ),
+        PlaceholderRange(2, 4, torch.tensor([True, False, True, True])),
+    ],
     "values": [
         None,
         True,
@@ -106,6 +126,7 @@ OBJECTS = {
         {1, 2},
         frozenset({3}),
         {1: "a", (2,): "b"},
+        slice(1, None),
     ],
     "empty arrays": [np.zeros((0, 3), np.int32), np.zeros(0), np.array("2020-01-01", "M8[s]")],
     "tensors": [
@@ -214,3 +235,15 @@ def test_arguments_of_a_call_are_a_tuple_and_a_dict_with_names(given: Any) -> No
     assert codec.decode_arguments(codec.encode(((1, "a"), {"b": 2}))) == ((1, "a"), {"b": 2})
     with pytest.raises(MalformedError, match="argument"):
         codec.decode_arguments(codec.encode(given))
+
+
+def test_a_mapping_of_a_class_that_may_travel_has_texts_for_keys() -> None:
+    name = "vllm.multimodal.inputs:MultiModalKwargsItem"
+    for held in ([1], {1: 2}):
+        inner = msgspec.msgpack.encode([name, held])
+        with pytest.raises(MalformedError, match="no mapping of names"):
+            codec.decode(msgspec.msgpack.encode(msgspec.msgpack.Ext(1, inner)))
+    with pytest.raises(MalformedError, match="a slice of"):
+        codec.decode(
+            msgspec.msgpack.encode(msgspec.msgpack.Ext(1, msgspec.msgpack.encode(["slice", 1, "a", 2])))
+        )

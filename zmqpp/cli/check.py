@@ -102,6 +102,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
         ConfigError: which option or folder, and what to do.
     """
     from zmqpp.checkpoint.fit import check_code_allowed, read_config
+    from zmqpp.checkpoint.pipelining import check_pipelined
     from zmqpp.pipeline.check import default_flags, read_subject
     from zmqpp.pipeline.devices import memory_flags, stage_environment, visible_devices
     from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
@@ -112,6 +113,7 @@ def _plan(arguments: argparse.Namespace) -> PipelinePlan:
     flags = check_flags(arguments.passed, _TAKEN)
     check_keys(flags)
     subject = read_subject(arguments.folder, arguments.num_stages, parse_ranges(arguments.ranges or []))
+    check_pipelined(subject.config, str(arguments.folder), flags)
     check_code_allowed(subject.config, str(arguments.folder), flags)
     if arguments.against is not None:
         check_code_allowed(read_config(arguments.against, "--against"), arguments.against, flags)

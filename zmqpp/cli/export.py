@@ -80,9 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from zmqpp.checkpoint.checkpoint import Checkpoint
     from zmqpp.checkpoint.export import Export
+    from zmqpp.checkpoint.pipelining import check_pipelined
 
     max_shard_bytes = parse_size(arguments.max_shard_size)
     checkpoint = Checkpoint.open(arguments.model)
+    check_pipelined(checkpoint.config, arguments.model)
     ranges = _ranges(arguments, checkpoint)
     export = Export(checkpoint, ranges, arguments.output_dir, max_shard_bytes, arguments.overwrite)
     with _shown(export, quiet=arguments.json) as progress:

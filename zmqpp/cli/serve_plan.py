@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmqpp.checkpoint.fit import check_code_allowed, check_files, check_layers, read_config
+from zmqpp.checkpoint.pipelining import check_pipelined
 from zmqpp.checkpoint.split import Split, open_split
 from zmqpp.cli.passing import check_flags, check_keys
 from zmqpp.errors import ConfigError
@@ -101,11 +102,13 @@ def _check_model(
     split: Split | None, model: str | None, stages: int, ranges: Sequence[LayerRange], flags: Sequence[str]
 ) -> None:
     if split is not None:
+        check_pipelined(split.config, str(split.folder), flags)
         check_code_allowed(split.config, str(split.folder), flags)
         for path in split.models:
             check_files(str(path), flags)
     elif model is not None:
         config = read_config(model, "MODEL")
+        check_pipelined(config, model, flags)
         check_layers(config, stages, ranges)
         check_code_allowed(config, model, flags)
         check_files(model, flags)

@@ -201,12 +201,15 @@ def _printed(stage: StagePlan) -> str:
 def _check_here(stage: StagePlan, arguments: argparse.Namespace) -> None:
     """What can be known on the stage's own machine before vLLM is loaded: the model's files and code, the ports."""
     from zmqpp.checkpoint.fit import check_code_allowed, check_files, read_config
+    from zmqpp.checkpoint.pipelining import check_pipelined
     from zmqpp.pipeline.own_address import address_doubt
     from zmqpp.pipeline.ports import check_port_free
 
     check_keys(stage.arguments)
     flag = "--pipeline-dir" if arguments.pipeline_dir else "--model"
-    check_code_allowed(read_config(stage.model, flag), stage.model, stage.arguments)
+    config = read_config(stage.model, flag)
+    check_pipelined(config, stage.model, stage.arguments)
+    check_code_allowed(config, stage.model, stage.arguments)
     check_files(stage.model, stage.arguments)
     doubt = address_doubt(stage.host)
     if doubt:

@@ -106,7 +106,7 @@ def _judge(
     from zmqpp.cli.validate_report import Verdict, warnings
 
     total = checkpoint.total_layers if checkpoint else arguments.total_layers
-    problems = _wrong_total(arguments.total_layers, total)
+    problems = _not_pipelined(checkpoint) + _wrong_total(arguments.total_layers, total)
     given = bool(texts)
     try:
         texts = texts or _proposed(checkpoint, total, stages, arguments.balance, load)
@@ -135,6 +135,13 @@ def _judge(
     return verdict
 
 
+def _not_pipelined(checkpoint: Checkpoint | None) -> list[str]:
+    from zmqpp.checkpoint.pipelining import why_not_pipelined
+
+    reason = why_not_pipelined(checkpoint.config) if checkpoint is not None else None
+    return [reason] if reason else []
+
+
 def _wrong_total(said: int | None, total: int) -> list[str]:
     if said in (None, total):
         return []
@@ -159,7 +166,7 @@ def _exported(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Verdict:
     part = checkpoint.exported
     if part is None or arguments.balance:
         raise ConfigError(f"{arguments.model} holds one stage only: give the full model to --balance")
-    problems = _wrong_total(arguments.total_layers, checkpoint.total_layers)
+    problems = _not_pipelined(checkpoint) + _wrong_total(arguments.total_layers, checkpoint.total_layers)
     problems += _misplaced(part, checkpoint.total_layers, arguments)
     return Verdict(
         model=arguments.model,

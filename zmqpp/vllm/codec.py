@@ -2,8 +2,8 @@
 
 Every compound that msgpack has no word for is one extension value `[name, ...content]`:
 
-    tuple, set, frozenset, int beyond 64 bits, torch.Tensor, torch.dtype, numpy array     by the names below
-    dataclass, NamedTuple, msgspec.Struct, Enum                                           by "module:Class"
+    tuple, set, frozenset, slice, int beyond 64 bits, torch.Tensor, torch.dtype, numpy array     by the names below
+    dataclass, NamedTuple, msgspec.Struct, Enum, UserDict                                        by "module:Class"
 
 Only classes defined in `compat.WIRE_MODULES` can be named. Objects are rebuilt field by field without
 running their `__init__` or `__post_init__`: nothing that arrives can execute, and fields that vLLM computes
@@ -15,6 +15,7 @@ one field more still understands.
 from __future__ import annotations
 
 import enum
+from collections import UserDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -29,7 +30,7 @@ from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.wire_fields import MISSING, fields_of
-from zmqpp.vllm.wire_objects import build, build_named_tuple
+from zmqpp.vllm.wire_objects import build, build_mapping, build_named_tuple, build_slice
 
 _OBJECT = 1
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -175,6 +176,8 @@ def _writer_for(kind: type) -> Callable[[Any], Any]:
         return lambda value: _ext(name, [_pack(value.value)])
     if issubclass(kind, tuple):
         return lambda value: _ext(name, _pack_items(value))
+    if issubclass(kind, UserDict):
+        return lambda value: _ext(name, [_pack_mapping(value.data)])
     fields = fields_of(kind)
     return lambda value: _ext(name, [_pack_fields(value, fields)])
 
@@ -216,6 +219,7 @@ _writers: dict[type, Callable[[Any], Any]] = {
     tuple: lambda value: _ext("tuple", _pack_items(value)),
     set: lambda value: _ext("set", _pack_items(list(value))),
     frozenset: lambda value: _ext("frozenset", _pack_items(list(value))),
+    slice: lambda value: _ext("slice", _pack_items([value.start, value.stop, value.step])),
     torch.Size: lambda value: _ext("tuple", list(value)),
     torch.dtype: lambda value: _ext("dtype", [str(value).removeprefix("torch.")]),
 }
@@ -247,6 +251,8 @@ def _reader_for(name: str) -> Callable[[list[Any]], Any]:
         return lambda content: kind(content[0])
     if issubclass(kind, tuple):
         return lambda content: build_named_tuple(kind, content)
+    if issubclass(kind, UserDict):
+        return lambda content: build_mapping(kind, content)
     return lambda content: build(kind, content[0])
 
 
@@ -298,6 +304,7 @@ _readers: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
+    "slice": build_slice,
     "int": _build_int,
     "dict": lambda content: dict(zip(content[::2], content[1::2], strict=True)),
     "tensor": _build_tensor,

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+from collections import UserDict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,7 +180,11 @@ def wire_class(name: str) -> type | None:
 
 def _is_plain(kind: type) -> bool:
     named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
-    return named_tuple or dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct | enum.Enum)
+    return (
+        named_tuple
+        or dataclasses.is_dataclass(kind)
+        or issubclass(kind, msgspec.Struct | enum.Enum | UserDict)
+    )
 
 
 # ---- patches of a stage's own process --------------------------------------------------------------------

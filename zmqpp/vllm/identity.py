@@ -29,6 +29,7 @@ __all__ = [
     "layer_count",
     "model_identity",
     "own_range",
+    "quantised_alike",
     "read_config",
     "read_hub_config",
     "sample_weights",
@@ -38,6 +39,14 @@ _VOLATILE = frozenset(
     {PIPELINE_INFO, "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
 
+_QUANTISED = "quantization_config"
+"""May differ: a stage may hold the same layers in fewer bits."""
+
+
+def quantised_alike(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two config.json describe weights of the same form."""
+    return bool(mine.get(_QUANTISED) == theirs.get(_QUANTISED))
+
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """What must be equal on every stage, as it looks after a trip through msgpack."""
@@ -46,7 +55,7 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -> None:
     """Raise ConfigError naming the first field in which stage `stage` differs from stage 0."""
-    for key in sorted(mine.keys() | theirs.keys()):
+    for key in sorted((mine.keys() | theirs.keys()) - {_QUANTISED}):
         here, there = mine.get(key), theirs.get(key)
         if here != there:
             raise ConfigError(

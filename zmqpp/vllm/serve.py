@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from zmqpp.checkpoint.pipelining import check_pipelined
 from zmqpp.errors import ConfigError, ZmqppError
 from zmqpp.pipeline.events import emit
 from zmqpp.vllm import compat, failure, identity
@@ -57,6 +58,8 @@ def check_start(args: argparse.Namespace, options: StageOptions) -> None:
             f"--additional-config has a {CONFIG_KEY!r} of its own beside the --pipeline flags: leave it out"
         )
     config = identity.read_config(args.model)
+    if config and args.model_impl in ("auto", "vllm") and not args.hf_overrides:
+        check_pipelined(config, args.model)
     identity.choose_range(options, config, identity.layer_count(config) if config else None)
     check_addresses(options, compat.api_endpoint(args) if options.is_first else None)
 

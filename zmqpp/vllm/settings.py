@@ -58,24 +58,43 @@ def _plain(value: Any) -> Any:
     return value if plain else getattr(value, "value", str(value))
 
 
+_OWN = ("dtype", "quantization")
+"""What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
+
+
 def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
-    """A copy of a worker stage's `engine_args` with stage 0's settings in place.
+    """A copy of a worker stage's `engine_args` with stage 0's settings in place, but for those of `_OWN` given here.
 
     Raises:
         ConfigError: the stage was launched with a flag that contradicts stage 0, or stage 0
             sent a setting this stage's vLLM does not have.
     """
-    fields = {field.name: field for field in dataclasses.fields(engine_args)}
+    fields, own = {field.name: field for field in dataclasses.fields(engine_args)}, set()
     for name, theirs in settings.items():
         if name not in fields or name not in _GETTERS:
             raise ConfigError(
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
-        _check_agrees(name, getattr(engine_args, name), _default_of(fields[name]), theirs, stage)
-    known = dict(settings)
+        mine, default = getattr(engine_args, name), _default_of(fields[name])
+        if name not in _OWN:
+            _check_agrees(name, mine, default, theirs, stage)
+        elif mine is not None and not _same(name, mine, default):
+            own.add(name)
+    known = {name: value for name, value in settings.items() if name not in own}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
     return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
+
+
+def own_forms(config: Any, settings: dict[str, Any]) -> list[str]:
+    """In which words of `_OWN` this stage's finished configuration differs from stage 0's `settings`."""
+    mine = {name: _GETTERS[name](config) for name in _OWN}
+    told = {name: settings.get(name) for name in _OWN}
+    return [
+        f"{name} is {mine[name] or 'none'}, on stage 0 {told[name] or 'none'}"
+        for name in _OWN
+        if _plain(mine[name] or "") != _plain(told[name] or "")
+    ]
 
 
 def _check_agrees(name: str, mine: Any, default: Any, theirs: Any, stage: int) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from zmqpp._shown import one_line
+from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.wire_fields import MISSING, Factory, fields_of
 
-__all__ = ["build", "build_named_tuple"]
+__all__ = ["build", "build_mapping", "build_named_tuple", "build_slice"]
 
 
 def build_named_tuple(kind: Any, content: list[Any]) -> Any:
@@ -20,6 +20,22 @@ def build_named_tuple(kind: Any, content: list[Any]) -> Any:
             f"payload holds a {kind.__name__} of {len(content)} fields, not {len(kind._fields)}"
         )
     return tuple.__new__(kind, content)
+
+
+def build_mapping(kind: Any, content: list[Any]) -> Any:
+    """A `UserDict` of texts to anything: what vLLM holds an image in."""
+    (held,) = content
+    if type(held) is not dict or not all(type(key) is str for key in held):
+        raise MalformedError(f"payload holds a {kind.__name__} that is no mapping of names")
+    value = kind.__new__(kind)
+    value.data = held
+    return value
+
+
+def build_slice(content: list[Any]) -> slice:
+    if len(content) != 3 or not all(part is None or type(part) is int for part in content):
+        raise MalformedError(f"payload holds a slice of {shown(content)}")
+    return slice(*content)
 
 
 def build(kind: type, given: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.ranks import Ranks
 from zmqpp.vllm.runner_choice import adopt_runner, forget_adopted
-from zmqpp.vllm.settings import adopt
+from zmqpp.vllm.settings import adopt, own_forms
 from zmqpp.vllm.stage import Stage
 from zmqpp.vllm.warm import warm_up
 from zmqpp.vllm.warning_lines import show_warnings
@@ -61,7 +61,10 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
     log(f"stage {index}: bound to {link.bound}, waiting for stage {index - 1} at {link.connect}")
 
     def configure(hello: control.Hello) -> tuple[VllmConfig, LayerRange]:
-        return _configure(engine_args, options, hello)
+        config, layers = _configure(engine_args, options, hello)
+        for difference in own_forms(config, hello.settings):
+            log(f"stage {index}: {difference}: what arrives is cast")
+        return config, layers
 
     try:
         with Ranks(index, engine_args.tensor_parallel_size, engine_args.model) as ranks:
@@ -85,11 +88,18 @@ def _configure(
 ) -> tuple[VllmConfig, LayerRange]:
     """This stage's vLLM configuration under stage 0's settings, once both are known to run the same model."""
     mine = identity.read_config(engine_args.model)
+    settings = dict(hello.settings)
+    alike = mine is None or identity.quantised_alike(identity.comparable(mine), hello.model)
     if mine is not None:
         identity.check_same_model(identity.comparable(mine), hello.model, options.stage_idx)
-    identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
+    if alike:
+        identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
+    else:
+        settings.pop(
+            "quantization", None
+        )  # This stage's own config.json says how its weights are to be read.
     adopt_runner(hello.runner, options.stage_idx)
-    adopted = adopt(engine_args, hello.settings, options.stage_idx)
+    adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
     try:
         config = adopted.create_engine_config()
@@ -97,6 +107,8 @@ def _configure(
         raise ConfigError(
             f"stage {options.stage_idx}: vLLM refuses this configuration: {describe(error)}"
         ) from None
+    # What a model makes of images needs its processor, and that its tokenizer, where vLLM plans memory for them.
+    config.model_config.skip_tokenizer_init = not config.model_config.is_multimodal_model
     if mine is None:
         theirs = identity.comparable(identity.read_hub_config(config.model_config))
         identity.check_same_model(theirs, hello.model, options.stage_idx)

@@ -1,0 +1,175 @@
+"""Tiny random models of many families, which share nothing but the embedded model's tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zmqpp.models import docs_llama
+
+VOCABULARY = 2048
+POSITIONS = 512
+LAYERS = 4
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+}
+_COMMON = {"initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to make one.
+
+    Attributes:
+        config: class of transformers.
+        model: class of transformers, with the head.
+        settings: for the config, beside the common ones.
+        sizes: false where the family calls them otherwise, and `settings` has them all.
+        flags: for `vllm serve`, on every stage.
+    """
+
+    config: str
+    model: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: bool = True
+    flags: tuple[str, ...] = ()
+
+    @property
+    def settings_of_vllm(self) -> dict[str, str]:
+        """`flags` as settings of `LLM`."""
+        words = iter(self.flags)
+        return {
+            word.removeprefix("--").replace("-", "_"): value for word, value in zip(words, words, strict=True)
+        }
+
+    def write(self, folder: Path, seed: int = 11) -> Path:
+        """Config, safetensors in several shards, and the tokenizer."""
+        import torch
+        import transformers
+
+        torch.manual_seed(seed)
+        given = {**(_SIZES if self.sizes else {}), **_COMMON, **self.settings}
+        config = getattr(transformers, self.config)(**given)
+        model = getattr(transformers, self.model)(config)
+        _disturb(model)
+        model.save_pretrained(folder, max_shard_size="300KB")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(docs_llama() / name, folder)
+        return folder
+
+
+def _disturb(model: Any) -> None:
+    """Biases and norms too: at their initial 0 and 1 it would not show that they were never loaded."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and not name.endswith(("A_log", "dt_bias", ".D")):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "GPT-2": Architecture(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": LAYERS, "n_head": 4, "n_positions": POSITIONS},
+        sizes=False,
+    ),
+    "OPT": Architecture(
+        "OPTConfig",
+        "OPTForCausalLM",
+        {"ffn_dim": 256, "word_embed_proj_dim": 128, "init_std": 0.2},
+    ),
+    "Qwen2": Architecture("Qwen2Config", "Qwen2ForCausalLM"),
+    "Qwen2 tied": Architecture("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "Qwen3": Architecture("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
+    "Gemma 2": Architecture("Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
+    "Gemma 3": Architecture("Gemma3TextConfig", "Gemma3ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
+    "Mixtral": Architecture(
+        "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+    "Qwen3 MoE": Architecture(
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    ),
+    "Mamba": Architecture("MambaConfig", "MambaForCausalLM", {"state_size": 16}),
+    "Mamba 2": Architecture(
+        "Mamba2Config", "Mamba2ForCausalLM", {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1}
+    ),
+    "Jamba": Architecture(
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "Falcon H1": Architecture(
+        "FalconH1Config",
+        "FalconH1ForCausalLM",
+        {
+            "mamba_d_state": 16,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_ssm": 256,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "LFM2": Architecture(
+        "Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256}
+    ),
+    "Qwen3-Next": Architecture(
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {
+            "head_dim": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "full_attention_interval": 2,
+        },
+    ),
+    "Falcon": Architecture("FalconConfig", "FalconForCausalLM", {"new_decoder_architecture": False}),
+    "GPT-NeoX": Architecture("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+    "Phi": Architecture("PhiConfig", "PhiForCausalLM", {"num_key_value_heads": 4}),
+    "Phi-3": Architecture("Phi3Config", "Phi3ForCausalLM"),
+    "BLOOM": Architecture("BloomConfig", "BloomForCausalLM", {"n_layer": LAYERS, "n_head": 4}),
+    "DeepSeek V2": Architecture(
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {
+            "q_lora_rank": None,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "transformers backend": Architecture(
+        "LlamaConfig", "LlamaForCausalLM", flags=("--model-impl", "transformers")
+    ),
+}

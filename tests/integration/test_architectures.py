@@ -1,0 +1,59 @@
+"""Model families over two stages: the tokens and logprobs of one process, from the full model and from an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.architectures import ARCHITECTURES, LAYERS
+from tests.integration.models import split
+from tests.integration.serving import long_only
+from tests.integration.side_by_side import Found, assert_same, one_process, stages
+from tests.integration.test_mistakes import assert_one_line, copy_model, stage
+from tests.integration.zygote import Zygote
+from zmqpp.checkpoint.checkpoint import Checkpoint
+from zmqpp.pipeline.ports import free_base_port
+
+SHORT = "GPT-2"
+"""Unlike Llama in everything: names, learned positions, biases, tied embeddings, fused and transposed weights."""
+CUT = [(0, 3), (3, LAYERS)]
+
+
+def assert_read_only_its_own(found: Found, model: Path) -> None:
+    """Each stage has read every tensor of its layers, none of the others', and at most all that lie outside."""
+    checkpoint = Checkpoint.open(str(model))
+    outside = len(checkpoint.tensors) - len(checkpoint.layers)
+    for load in found.loads:
+        own = [
+            layer for layer in checkpoint.layers.values() if load["start_layer"] <= layer < load["end_layer"]
+        ]
+        assert own and len(own) <= load["tensors_read"] <= len(own) + outside
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == SHORT else long_only) for name in ARCHITECTURES],
+)
+def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    settings: dict[str, Any] = architecture.settings_of_vllm
+    flags = [architecture.flags]
+    model = architecture.write(tmp_path / "model")
+    expected = one_process(zygote, tmp_path, model, **settings)
+    whole = stages(zygote, tmp_path, [model, model], flags=flags, **settings)
+    assert_same(whole, expected)
+    assert_read_only_its_own(whole, model)
+    folders = split(model, tmp_path / "split", CUT)
+    exported = stages(zygote, tmp_path, folders, flags=flags, **settings)
+    assert_same(exported, expected)
+    assert [load["end_layer"] for load in exported.loads] == [end for _, end in CUT]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_model_that_vllm_cannot_split_ends_in_one_line(index: int, zygote: Zygote, tmp_path: Path) -> None:
+    model = copy_model(tmp_path / "model", architectures=["BertModel"])
+    ended = zygote.run(["serve", str(model), *stage(index, 2, free_base_port(4))])
+    assert_one_line(ended, "vLLM cannot split BertModel over pipeline stages", "SupportsPP")
+    assert ended.code == 2

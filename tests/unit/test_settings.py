@@ -1,0 +1,53 @@
+"""Stage 0's settings reach the other stages; type and form of its own weights a stage may choose for itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from zmqpp.errors import ConfigError
+from zmqpp.vllm import identity, settings
+
+
+@dataclasses.dataclass
+class Arguments:
+    """The part of vLLM's EngineArgs that this is about."""
+
+    dtype: str = "auto"
+    quantization: str | None = None
+    max_model_len: int | None = None
+    skip_tokenizer_init: bool = False
+
+
+STAGE_0: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 512}
+
+
+def test_what_a_stage_does_not_say_it_takes_from_stage_0() -> None:
+    adopted = settings.adopt(Arguments(), STAGE_0, 1)
+    assert (adopted.dtype, adopted.quantization, adopted.max_model_len) == ("bfloat16", None, 512)
+    assert settings.adopt(Arguments(), {**STAGE_0, "quantization": "fp8"}, 1).quantization == "fp8"
+
+
+def test_a_stage_keeps_its_own_dtype_and_quantization() -> None:
+    mine = Arguments(dtype="float32", quantization="awq")
+    adopted = settings.adopt(mine, {**STAGE_0, "quantization": "fp8"}, 1)
+    assert (adopted.dtype, adopted.quantization, adopted.max_model_len) == ("float32", "awq", 512)
+
+
+def test_all_else_must_agree() -> None:
+    with pytest.raises(
+        ConfigError, match="stage 1 was started with --max-model-len 256, stage 0 runs with 512"
+    ):
+        settings.adopt(Arguments(max_model_len=256), STAGE_0, 1)
+
+
+def test_models_may_differ_in_their_quantisation_alone() -> None:
+    plain = {"hidden_size": 8, "model_type": "llama"}
+    packed = {**plain, "quantization_config": {"quant_method": "awq"}}
+    identity.check_same_model(packed, plain, 1)
+    identity.check_same_model(plain, packed, 1)
+    assert identity.quantised_alike(packed, dict(packed)) and not identity.quantised_alike(packed, plain)
+    with pytest.raises(ConfigError, match="hidden_size = 9 here, 8 on stage 0"):
+        identity.check_same_model({**packed, "hidden_size": 9}, plain, 1)
