@@ -18,6 +18,7 @@ __all__ = [
     "memory_flags",
     "parse_gpu_ids",
     "stage_environment",
+    "usable_cores",
     "visible_devices",
     "vllm_is_cpu",
 ]
@@ -92,7 +93,7 @@ def stage_environment(
         own = [chosen[(index * ranks + rank) % len(chosen)] for rank in range(ranks)]
         wanted["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return wanted
-    threads = max(1, _usable_cores() // (stages * ranks))
+    threads = max(1, usable_cores() // (stages * ranks))
     wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
@@ -135,7 +136,7 @@ def parse_gpu_ids(text: str | None) -> list[str]:
     return chosen
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Not more than the control group gives time on: more threads would only wait for one another."""
     cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
     return cores if limit is None else min(cores, max(1, round(limit)))

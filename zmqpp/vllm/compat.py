@@ -227,9 +227,11 @@ def check_engine_flags(given: Any, where: str) -> None:
             raise UnsupportedError(
                 f"--{flag.replace('_', '-')} {size} is not supported with external stages yet: use 1"
             )
-    if getattr(given, "data_parallel_size", 1) not in (1, None):
+    if (size := getattr(given, "data_parallel_size", 1)) not in (1, None):
         raise UnsupportedError(
-            "data parallel replicas of an external pipeline are not supported yet: start one pipeline each"
+            f"--data-parallel-size {size}: a stage is one of a single pipeline; `zmqpp serve MODEL --num-stages N "
+            f"--data-parallel-size {size}` starts {size} pipelines behind one HTTP entry; elsewhere start {size}, each "
+            f"with its own ports, behind a balancer"
         )
     if getattr(given, "headless", False):
         raise ConfigError(

@@ -1,0 +1,62 @@
+"""Which replica a request goes to: the one with the fewest outstanding requests, of equal ones each in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from zmqpp.gateway.replica import READY, WAITS, Replica
+
+__all__ = ["Choice"]
+
+_LOOK_S = 0.2
+
+
+class Choice:
+    """Thread: the gateway's loop.
+
+    Args:
+        replicas: one or more.
+    """
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.replicas = replicas
+        self._last = len(replicas) - 1
+        self._ready: list[bool] = []
+        self._looked_at = 0.0
+
+    @property
+    def are_several(self) -> bool:
+        return len(self.replicas) > 1
+
+    def take(self, tried: Collection[Replica] = ()) -> Replica:
+        """The best one; of those not tried, while there are such."""
+        total = len(self.replicas)
+        if total == 1:
+            return self.replicas[0]
+        left = [replica for replica in self.replicas if replica not in tried] or list(self.replicas)
+        chosen = min(
+            left,
+            key=lambda one: (one.rank(), one.outstanding, (one.number - self._last - 1) % total),
+        )
+        self._last = chosen.number
+        return chosen
+
+    def has_another(self, tried: Collection[Replica], rank: int = WAITS) -> bool:
+        """Whether one that was not tried takes requests, of this rank at least."""
+        return any(one.rank() <= rank for one in self.replicas if one not in tried)
+
+    async def until_elsewhere_is_better(self, replica: Replica, tried: Collection[Replica]) -> None:
+        """Returns when this replica has lost something, and another one has not."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if not self._all_ready()[replica.number] and self.has_another([replica, *tried], READY):
+                return
+
+    def _all_ready(self) -> list[bool]:
+        """Of each, whether its pipeline is; looked up once for all requests that wait."""
+        now = asyncio.get_running_loop().time()
+        if not self._ready or now - self._looked_at > _LOOK_S / 2:
+            self._ready = [one.source.status().state == "ready" for one in self.replicas]
+            self._looked_at = now
+        return self._ready
