@@ -2,8 +2,9 @@
 
     python3 packaging/install.py [--vllm VERSION] [--bench] [--fuzz] [--browser] [VENV]
 
-VENV defaults to .venv. --vllm takes another release, 0.30 or 0.30.0. --bench adds what benchmarks need; --fuzz adds atheris, where there is a wheel of it;
---browser brings Chromium for the tests of the page, where root and apt-get can.
+VENV defaults to .venv. --vllm takes another release, 0.30 or 0.30.0. --bench adds what benchmarks need;
+--fuzz adds atheris, where there is a wheel of it; --browser brings Chromium for the tests of the page, where
+root and apt-get can.
 
 Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
 run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes

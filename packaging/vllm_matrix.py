@@ -79,7 +79,7 @@ def read(version: str, report: Path, code: int, seconds: float) -> Row:
     if not report.exists():
         return Row(version, 0, 0, 0, seconds, f"pytest ended with {code}")
     suites = xml.etree.ElementTree.parse(report).getroot().iter("testsuite")
-    counts = {name: 0 for name in ("tests", "failures", "errors", "skipped")}
+    counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     for suite in suites:
         for name in counts:
             counts[name] += int(suite.get(name, 0))

@@ -22,6 +22,8 @@ class Choice:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = replicas
         self._last = len(replicas) - 1
+        # Counted here, and not at their entrances, where they arrive a moment later.
+        self._taken = [0] * len(replicas)
         self._ready: list[bool] = []
         self._looked_at = 0.0
 
@@ -30,17 +32,20 @@ class Choice:
         return len(self.replicas) > 1
 
     def take(self, tried: Collection[Replica] = ()) -> Replica:
-        """The best one; of those not tried, while there are such."""
-        total = len(self.replicas)
-        if total == 1:
-            return self.replicas[0]
+        """The best one; of those not tried, while there are such. `leave` follows."""
         left = [replica for replica in self.replicas if replica not in tried] or list(self.replicas)
-        chosen = min(
-            left,
-            key=lambda one: (one.rank(), one.outstanding, (one.number - self._last - 1) % total),
-        )
+        chosen = min(left, key=self._cost) if len(left) > 1 else left[0]
         self._last = chosen.number
+        self._taken[chosen.number] += 1
         return chosen
+
+    def _cost(self, replica: Replica) -> tuple[int, int, int]:
+        turn = (replica.number - self._last - 1) % len(self.replicas)
+        return replica.rank(), self._taken[replica.number], turn
+
+    def leave(self, replica: Replica) -> None:
+        """The request has its answer, or goes elsewhere."""
+        self._taken[replica.number] -= 1
 
     def has_another(self, tried: Collection[Replica], rank: int = WAITS) -> bool:
         """Whether one that was not tried takes requests, of this rank at least."""

@@ -46,11 +46,14 @@ class Proxy:
                 "this address passes no WebSockets on; connect to stage 0's own port",
             )
             return await refuse(send, refusal, [(b"connection", b"close")])
-        replica = self._choice.take()
-        if reason := replica.reason_against():
-            return await refuse(send, replica.refusal(reason))
         client = Client(receive, _KEPT_BYTES if self._choice.are_several else 0)
-        await _Passing(self._choice, replica, Exchange(scope, send), client).run(scope)
+        passing = _Passing(self._choice, Exchange(scope, send), client)
+        try:
+            if reason := passing.replica.reason_against():
+                return await refuse(send, passing.replica.refusal(reason))
+            await passing.run(scope)
+        finally:
+            self._choice.leave(passing.replica)
 
 
 class _Left(Exception):
@@ -58,11 +61,11 @@ class _Left(Exception):
 
 
 class _Passing:
-    """One request, from the first replica that it goes to until its answer."""
+    """One request, from the first replica that it goes to until its answer. The caller leaves the last one."""
 
-    def __init__(self, choice: Choice, replica: Replica, exchange: Exchange, client: Client) -> None:
-        self._choice, self._replica = choice, replica
-        self._exchange, self._client = exchange, client
+    def __init__(self, choice: Choice, exchange: Exchange, client: Client) -> None:
+        self.replica = choice.take()
+        self._choice, self._exchange, self._client = choice, exchange, client
         self._tried: list[Replica] = []
 
     async def run(self, scope: Scope) -> None:
@@ -75,7 +78,7 @@ class _Passing:
         except asyncio.CancelledError:
             # The server is being stopped. Not raised again: it has nobody to tell but the log.
             await _ended(passing)
-            return await exchange.fail(503, self._replica.obstacle() or "the pipeline is being stopped")
+            return await exchange.fail(503, self.replica.obstacle() or "the pipeline is being stopped")
         finally:
             if reading.done() and not passing.done():
                 exchange.client_gone = True
@@ -99,14 +102,15 @@ class _Passing:
         """Raises Refusal when it is not let in, httpx.TransportError when stage 0 fails."""
         while True:
             try:
-                return await self._admitted(self._replica)
+                return await self._admitted(self.replica)
             except httpx.LocalProtocolError:
                 raise
             except (Refusal, httpx.TransportError, _Left):
-                self._tried.append(self._replica)
+                self._tried.append(self.replica)
                 if not self._may_go_elsewhere(self._tried):
                     raise
-                self._replica = self._choice.take(self._tried)
+                self._choice.leave(self.replica)
+                self.replica = self._choice.take(self._tried)
 
     async def _admitted(self, replica: Replica) -> None:
         await replica.entrance.enter()
@@ -168,11 +172,11 @@ class _Passing:
 
     async def _explain(self, failure: httpx.TransportError) -> str:
         for _ in range(_LOOKS):
-            if reason := self._replica.obstacle():
+            if reason := self.replica.obstacle():
                 return reason
             await asyncio.sleep(_NOTICE_S / _LOOKS)
         what = str(failure) or type(failure).__name__
-        return f"stage 0 at {self._replica.upstream.address} went away: {what}"
+        return f"stage 0 at {self.replica.upstream.address} went away: {what}"
 
 
 async def _ended(task: asyncio.Task[Any]) -> BaseException | None:

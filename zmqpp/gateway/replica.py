@@ -36,7 +36,7 @@ class Health:
         return self.code == 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replica:
     """The only one has number 0. Thread: the gateway's loop."""
 
@@ -59,7 +59,7 @@ class Replica:
         return None if self.entrance.held else self.obstacle()
 
     def rank(self) -> int:
-        """How soon a request is served: at once (READY), when a stage is back (WAITS), when stage 0 is; or not at all."""
+        """How soon a request is served: at once (READY), when a stage is back (WAITS), when stage 0 is; or never."""
         if self.entrance.draining:
             return _OUT
         if self.entrance.held:

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from zmqpp.errors import LaunchError
 from zmqpp.pipeline.log_folder import own_log_dir
 from zmqpp.pipeline.orders import Entrance
 from zmqpp.pipeline.plan import PipelinePlan
