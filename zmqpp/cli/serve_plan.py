@@ -15,7 +15,7 @@ from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
-from zmqpp.pipeline.room import check_replicas, check_room
+from zmqpp.pipeline.room import check_replicas, check_room, warn_of_cores
 from zmqpp.pipeline.tensor_parallel import ranks_given
 
 __all__ = ["serve_plans"]
@@ -83,6 +83,8 @@ def serve_plans(arguments: argparse.Namespace, model: str | None, flags: Sequenc
         for replica in range(replicas)
     ]
     _check_ports(plans, arguments)
+    if not devices:
+        warn_of_cores(replicas, stages * ranks)
     return plans
 
 

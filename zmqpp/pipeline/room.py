@@ -11,7 +11,7 @@ from zmqpp.pipeline.devices import usable_cores
 from zmqpp.pipeline.memory import available_bytes
 from zmqpp.units import size
 
-__all__ = ["check_replicas", "check_room"]
+__all__ = ["check_replicas", "check_room", "warn_of_cores"]
 
 _FLAG = "--data-parallel-size"
 _MOST = 64
@@ -30,7 +30,7 @@ def check_replicas(replicas: int) -> None:
 
 
 def check_room(replicas: int, stages: int, models: Sequence[str], *, on_gpus: bool) -> None:
-    """Look whether that many copies of the model fit; one is vLLM's to judge. Warns when they outnumber the cores.
+    """Look whether that many copies of the model fit; one is vLLM's to judge.
 
     Args:
         stages: of each replica, times the ranks of each.
@@ -47,8 +47,12 @@ def check_room(replicas: int, stages: int, models: Sequence[str], *, on_gpus: bo
             f"{_FLAG} {replicas}: {replicas} x {stages} stages take at least {size(needed)} of memory"
             f"{_of_weights(replicas, weights)}, and {size(there)} are free here; give fewer replicas or stages"
         )
+
+
+def warn_of_cores(replicas: int, stages: int) -> None:
+    """Say so when the stages of several replicas, times the ranks of each, outnumber the cores that they run on."""
     cores = usable_cores()
-    if not on_gpus and replicas * stages > cores:
+    if replicas > 1 and replicas * stages > cores:
         print(
             f"zmqpp: warning: {replicas} x {stages} stages share {cores} cores: they take turns, and more replicas "
             "answer no more requests a second",
