@@ -143,7 +143,7 @@ class FakeStage:
         body = (await receive())["body"].decode()
         again = body in self._begun
         self._begun.append(body)
-        await whole(send, b"again" if again else b"done", 400 if again else 200, b"text/plain")
+        await whole(send, b"already there" if again else b"done", 400 if again else 200, b"text/plain")
 
     async def on_hang(self, scope: Scope, receive: Any, send: Any) -> None:
         """Reads the body, never answers."""

@@ -213,11 +213,37 @@ def test_where_replicas_differ_the_answer_says_which_did_it() -> None:
         answer = post(replicas.url + "/v1/load_lora_adapter", json=body)
         assert answer.status_code == 400
         said = answer.json()["error"]["message"]
-        assert said.startswith("replica 1 answers 400: again") and said.endswith("replicas that did it: 0")
+        assert said.startswith("replica 1 answers 400: already there") and said.endswith(
+            "replicas that did it: 0"
+        )
         again = post(replicas.url + "/v1/load_lora_adapter", json=body)
-        assert (again.status_code, again.text) == (400, "again")
+        assert (again.status_code, again.text) == (400, "already there")
         replicas.stages[1].kill()
         assert post(replicas.url + "/sleep?level=1").status_code == 502
+
+
+def test_a_new_stage_0_gets_the_adapters_before_any_request(capfd: pytest.CaptureFixture[str]) -> None:
+    with several() as replicas:
+        one, two = ({"lora_name": name, "lora_path": f"/{name}"} for name in ("one", "two"))
+        for adapter in (one, two):
+            assert post(replicas.url + "/v1/load_lora_adapter", json=adapter).status_code == 200
+        assert post(replicas.url + "/v1/unload_lora_adapter", json=two).status_code == 200
+        before = replicas.stages[1].begun()
+        replicas.sources[1].word.state = "recovering"
+        replicas.sources[1].word.stages[0].pid = 999
+        ask(replicas.url + "/digest")
+        assert replicas.stages[1].begun() == before
+        replicas.sources[1].word.state = "ready"
+        until(lambda: len(replicas.stages[1].begun()) > len(before), "it is loaded again")
+        assert json.loads(replicas.stages[1].begun()[-1]) == one
+        held = Background(replicas.url + "/wait/1")
+        until(lambda: sum(one.running for one in replicas.entrances) == 1, "one runs")
+        assert ask(replicas.url + "/digest").status_code == 200
+        for stage in replicas.stages:
+            stage.go()
+        assert held.done().status_code == 200
+        assert replicas.stages[0].begun().count(json.dumps(one, separators=(",", ":"))) == 1
+    assert "could not load adapter" not in capfd.readouterr().err
 
 
 def test_health_is_ok_degraded_or_neither() -> None:

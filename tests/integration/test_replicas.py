@@ -27,6 +27,14 @@ pytestmark = long_only
 REPLICAS, STAGES = 2, 2
 LORA = ("--enable-lora", "--max-lora-rank", str(2 * RANK))
 DONE_S = 240.0
+# With adapters enabled vLLM's own CPU code cannot compute logits of prompts.
+ASKED = {name: body for name, body in CASES.items() if "prompt_logprobs" not in body}
+
+
+@pytest.fixture(scope="module")
+def alone(expected: dict[str, Any]) -> dict[str, Any]:
+    """What one process answers to what is asked here."""
+    return {name: expected[name] for name in ASKED}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +63,9 @@ def streamed(url: str, prompt: str) -> str:
     return "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
 
 
-def test_both_answer_as_one_process_does(replicas: Entry, expected: dict[str, Any]) -> None:
+def test_both_answer_as_one_process_does(replicas: Entry, alone: dict[str, Any]) -> None:
     before = steps(replicas)
-    assert replicas.served.answers(CASES, at_once=16, timeout_s=DONE_S) == expected
+    assert replicas.served.answers(ASKED, at_once=16, timeout_s=DONE_S) == alone
     time.sleep(2.5)  # for the last reports
     done = [after - b for after, b in zip(steps(replicas), before, strict=True)]
     assert min(done) > 0.2 * max(done), done
@@ -65,14 +73,14 @@ def test_both_answer_as_one_process_does(replicas: Entry, expected: dict[str, An
 
 @pytest.mark.parametrize("stage", [1, 0])
 def test_a_stage_killed_under_load_costs_no_request(
-    replicas: Entry, expected: dict[str, Any], stage: int
+    replicas: Entry, alone: dict[str, Any], stage: int
 ) -> None:
     """With stage 1, streams of that replica wait for it; with stage 0 they would break, so none run then."""
     calm = [streamed(replicas.url, prompt) for prompt in PROMPTS[:4]]
     before = replicas.status()
     answers: dict[str, Any] = {}
     asking = threading.Thread(
-        target=lambda: answers.update(replicas.served.answers(CASES, at_once=16, timeout_s=DONE_S))
+        target=lambda: answers.update(replicas.served.answers(ASKED, at_once=16, timeout_s=DONE_S))
     )
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(streamed, replicas.url, prompt) for prompt in PROMPTS[:4] if stage]
@@ -91,7 +99,7 @@ def test_a_stage_killed_under_load_costs_no_request(
         at_once_s = time.monotonic() - asked
         still_away = replicas.status()["state"] == "degraded"
         asking.join(DONE_S)
-        assert answers == expected
+        assert answers == alone
         assert [stream.result() for stream in streams] == calm[: len(streams)]
     assert still_away and at_once_s < 60
     after = replicas.await_state("ready", restarts=before["restarts"] + 1)
@@ -142,13 +150,13 @@ def test_an_adapter_is_loaded_by_all_and_unloaded_by_all(replicas: Entry, tmp_pa
     assert codes == [404] * 4
 
 
-def test_stages_are_replaced_by_name_and_all_are_drained(replicas: Entry, expected: dict[str, Any]) -> None:
+def test_stages_are_replaced_by_name_and_all_are_drained(replicas: Entry, alone: dict[str, Any]) -> None:
     before = {(one["replica"], one["stage"]): one["pid"] for one in replicas.status()["stages"]}
     done = zmqpp("restart", "--log-dir", str(replicas.log_dir), "--stage", "1.0", timeout_s=DONE_S)
     assert done.returncode == 0, done.stderr
     after = {(one["replica"], one["stage"]): one["pid"] for one in replicas.status()["stages"]}
     assert {key for key in after if after[key] != before[key]} == {(1, 0)}
-    assert replicas.served.answers(CASES, at_once=16, timeout_s=DONE_S) == expected
+    assert replicas.served.answers(ASKED, at_once=16, timeout_s=DONE_S) == alone
     done = zmqpp("drain", "--log-dir", str(replicas.log_dir), "--stop", timeout_s=DONE_S)
     assert done.returncode == 0, done.stderr
     assert replicas.process.wait(60) == 0

@@ -48,7 +48,8 @@ def build_app(upstream: str, source: Source, entrance: Entrance | None = None) -
 
 def build_replicated_app(replicas: Sequence[Replica]) -> Starlette:
     """The same for several pipelines of one model, numbered from 0 in their order."""
-    own = _Own(replicas)
+    choice = Choice(replicas)
+    own = _Own(choice)
     routes = [
         Route("/health", own.health),
         Route("/pipeline/status", own.status),
@@ -61,21 +62,25 @@ def build_replicated_app(replicas: Sequence[Replica]) -> Starlette:
     app = Starlette(routes=routes, lifespan=own.lifespan)
     app.router.redirect_slashes = False
     # Not a route: a pattern would be matched against the decoded path.
-    app.router.default = Proxy(Choice(replicas))
+    app.router.default = Proxy(choice)
     return app
 
 
 class _Own:
     """What the gateway answers itself. Of one replica, where `?replica=1` asks for it."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
+    def __init__(self, choice: Choice) -> None:
+        self._replicas, self._choice = choice.replicas, choice
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        bringing = asyncio.create_task(self._choice.adapters.run()) if self._choice.are_several else None
         try:
             yield
         finally:
+            if bringing is not None:
+                bringing.cancel()
+                await asyncio.wait((bringing,))
             for replica in self._replicas:
                 await replica.upstream.close()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
-from zmqpp.gateway.replica import READY, WAITS, Replica
+from zmqpp.gateway.adapters import Adapters
+from zmqpp.gateway.replica import HELD, READY, WAITS, Replica
 
 __all__ = ["Choice"]
 
@@ -20,7 +21,7 @@ class Choice:
     """
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
-        self.replicas = replicas
+        self.replicas, self.adapters = replicas, Adapters(replicas)
         self._last = len(replicas) - 1
         # Counted here, and not at their entrances, where they arrive a moment later.
         self._taken = [0] * len(replicas)
@@ -41,7 +42,11 @@ class Choice:
 
     def _cost(self, replica: Replica) -> tuple[int, int, int]:
         turn = (replica.number - self._last - 1) % len(self.replicas)
-        return replica.rank(), self._taken[replica.number], turn
+        return self._rank(replica), self._taken[replica.number], turn
+
+    def _rank(self, replica: Replica) -> int:
+        rank = replica.rank()
+        return HELD if rank < HELD and self.adapters.lacks(replica) else rank
 
     def leave(self, replica: Replica) -> None:
         """The request has its answer, or goes elsewhere."""
@@ -49,7 +54,7 @@ class Choice:
 
     def has_another(self, tried: Collection[Replica], rank: int = WAITS) -> bool:
         """Whether one that was not tried takes requests, of this rank at least."""
-        return any(one.rank() <= rank for one in self.replicas if one not in tried)
+        return any(self._rank(one) <= rank for one in self.replicas if one not in tried)
 
     async def until_elsewhere_is_better(self, replica: Replica, tried: Collection[Replica]) -> None:
         """Returns when this replica has lost something, and another one has not."""

@@ -11,6 +11,7 @@ several replicas, one that is lost before it has begun to answer loses the reque
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import httpx
@@ -71,7 +72,7 @@ class _Passing:
     async def run(self, scope: Scope) -> None:
         exchange = self._exchange
         to_all = self._choice.are_several and changes_state(scope)
-        serving = pass_to_all(self._choice.replicas, exchange, self._client) if to_all else self._serve()
+        serving = self._serve_by_all(scope["path"]) if to_all else self._serve()
         reading, passing = asyncio.create_task(self._client.read()), asyncio.create_task(serving)
         try:
             await asyncio.wait((reading, passing), return_when=asyncio.FIRST_COMPLETED)
@@ -111,6 +112,10 @@ class _Passing:
                     raise
                 self._choice.leave(self.replica)
                 self.replica = self._choice.take(self._tried)
+
+    async def _serve_by_all(self, path: str) -> None:
+        note = partial(self._choice.adapters.note, path)
+        await pass_to_all(self._choice.replicas, self._exchange, self._client, note)
 
     async def _admitted(self, replica: Replica) -> None:
         await replica.entrance.enter()

@@ -15,13 +15,13 @@ from zmqpp.gateway.upstream import Upstream
 from zmqpp.watch.prometheus import render
 from zmqpp.watch.status import PipelineStatus
 
-__all__ = ["READY", "WAITS", "Health", "Replica"]
+__all__ = ["HELD", "READY", "WAITS", "Health", "Replica"]
 
 _STATUS_S = 2.0
 _METRICS_S = 5.0
 # Stage 0 then leaves out our metrics, which the gateway renders itself from what both know.
 _FROM_GATEWAY = [(b"x-zmqpp-gateway", b"1")]
-READY, WAITS, _HELD, _OUT = range(4)
+READY, WAITS, HELD, _OUT = range(4)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Replica:
         if self.entrance.draining:
             return _OUT
         if self.entrance.held:
-            return _HELD
+            return HELD
         if self.source.status().state == "ready":
             return READY
         return WAITS if self.obstacle() is None else _OUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -51,8 +51,13 @@ def changes_state(scope: Scope) -> bool:
     return scope["method"] == "POST" and scope["path"] in PATHS
 
 
-async def pass_to_all(replicas: Sequence[Replica], exchange: Exchange, client: Client) -> None:
+async def pass_to_all(
+    replicas: Sequence[Replica], exchange: Exchange, client: Client, on_done: Callable[[bytes], None]
+) -> None:
     """Ask all at once, and answer as they do; where they differ, with the error and who has it.
+
+    Args:
+        on_done: called with the request's body when all did it.
 
     Raises:
         Refusal: one of them cannot be asked now, and none was; or the body is too large.
@@ -72,6 +77,8 @@ async def pass_to_all(replicas: Sequence[Replica], exchange: Exchange, client: C
         return await exchange.fail(
             first.status, f"replica {failed[0]} answers {first.status}: {text}; {others}"
         )
+    if not failed:
+        on_done(body)
     await exchange.pass_whole(answers[0].status, answers[0].headers, answers[0].body)
 
 

@@ -296,10 +296,11 @@ class Supervisor:
         launcher = self._launcher
         known = zip(launcher.states, launcher.pids(), launcher.log_paths(), strict=True)
         names = launcher.plan.api.names
+        missed = self._misses.open if self._state == "ready" else ""
         return PipelineStatus(
-            state=self._state,
+            state="recovering" if missed else self._state,
             since=self._since,
-            reason=self._reason,
+            reason=missed or self._reason,
             at=time.time(),
             model=names[0] if names else launcher.plan.model,
             total_stages=launcher.plan.total,
