@@ -88,7 +88,7 @@ def test_a_stage_killed_under_load_costs_no_request(
         asking.start()
         time.sleep(0.5)
         pids = {(one["replica"], one["stage"]): one["pid"] for one in before["stages"]}
-        os.kill(pids[1, stage], signal.SIGKILL)
+        os.kill(os.getsid(pids[1, stage]), signal.SIGKILL)  # the process that the launcher started
         away = replicas.await_state("degraded", restarts=before["restarts"] + 1, within_s=30)
         assert [one["state"] for one in away["replicas"]] == ["ready", "recovering"]
         health = httpx.get(f"{replicas.url}/health", timeout=10)

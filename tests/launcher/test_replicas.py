@@ -144,7 +144,7 @@ def test_one_that_fails_for_good_leaves_the_others_and_the_last_one_ends_all(tmp
 
 def test_when_all_have_failed_so_has_the_whole(tmp_path: Path) -> None:
     running = Running(tmp_path / "logs", ("ok", "worse"), ("ok", "worse"), max_restarts=0)
-    with pytest.raises(LaunchError, match="replica 1: stage 1 was killed by SIGKILL"):
+    with pytest.raises(LaunchError, match="replica [01]: stage 1 was killed by SIGKILL"):
         running.run(lambda: None, then=None)
 
 
