@@ -10,7 +10,7 @@ MINUTES ?= 10
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test test-unit test-gpu ctest asan ubsan tsan fuzz soak chaos demo bench format clean
+.PHONY: help build check test test-vllm-matrix test-unit test-gpu ctest asan ubsan tsan fuzz soak chaos demo bench format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,6 +27,10 @@ check: build  ## lint, format and types
 test: build  ## the whole test suite
 	@$(PYTHON) packaging/install.py --browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Each version in an environment of its own, which stays: build/vllm-0.30.
+test-vllm-matrix: build  ## the contract and integration tests over each supported vLLM; VLLM="0.30 0.31", TESTS="tests/contract"
+	@$(PYTHON) packaging/vllm_matrix.py $(if $(VLLM),--vllm $(VLLM)) $(if $(TESTS),--tests $(TESTS))
 
 test-unit: build  ## the tests that need no vLLM
 	@$(PYTHON) packaging/install.py --browser

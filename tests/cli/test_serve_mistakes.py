@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -48,6 +49,18 @@ def refused(tmp_path: Path, words: str, *arguments: str) -> None:
         ("MODEL --served-model-name x", "--served-model-name follows from the plan: give --name"),
         ("MODEL --pipeline-compression fp7", "--pipeline-compression 'fp7': give one of none, fp8, int8"),
         ("MODEL --timeout 0", "--timeout must be above 0"),
+        ("MODEL --data-parallel-size 0", "--data-parallel-size 0: give the number of pipelines"),
+        ("MODEL -dp -3", "--data-parallel-size -3: give the number of pipelines"),
+        ("MODEL --data-parallel-size 1000000", "behind this entry, 1 to 64"),
+        ("MODEL --data-parallel-size x", "argument --data-parallel-size/-dp: invalid int value: 'x'"),
+        ("MODEL --num-stages 8 -dp 64", "--data-parallel-size 64: 64 x 8 stages take at least"),
+        ("MODEL -dp 2 --port 15553", "--port 15553 is also a port of the ring"),
+        ("MODEL -dp 2 --api-port 15549", "port 15550 would be both of a ring"),
+        ("MODEL -dp 2 --base-port 65531", "within 1..65535"),
+        ("MODEL -dp 2 --api-port 65535", "API port 65536"),
+        ("MODEL -- --data-parallel-size 2", "give it before `--`: zmqpp starts the replicas"),
+        ("MODEL --data_parallel_size 2", "give it before `--`: zmqpp starts the replicas"),
+        ("MODEL -- --data-parallel-rank 0", "replicas are pipelines of their own"),
         ("--pipeline-dir /no/such/split", "--pipeline-dir /no/such/split: no such folder"),
         ("--pipeline-dir MODEL", "there is no stage_0 in it; it is a model: give it as MODEL"),
     ],
@@ -62,6 +75,75 @@ def test_a_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
         refused(tmp_path, f"--api-port: port {port}", MODEL, "--api-port", port)
         refused(tmp_path, f"--base-port: port {port}", MODEL, "--base-port", port)
         refused(tmp_path, f"port {port} is in use by pid {os.getpid()}", MODEL, "--port", port)
+
+
+def test_a_busy_port_of_any_replica_is_found(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        refused(tmp_path, f"--api-port: port {port}", MODEL, "-dp", "2", "--api-port", str(port - 1))
+        refused(tmp_path, f"--base-port: port {port}", MODEL, "-dp", "2", "--base-port", str(port - 3))
+
+
+def test_replicas_share_ports_cores_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from zmqpp.cli import serve_plan
+    from zmqpp.pipeline import devices, room
+
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(devices, "cpu_limit", lambda: None)
+    for module in (devices, room):
+        monkeypatch.setattr(module, "available_bytes", lambda: 10 << 30)
+    words = ["--data-parallel-size", "3", "--num-stages", "2", "--base-port", "15600", "--api-port", "15700"]
+    plans = serve_plan.serve_plans(parsed(words), MODEL, [])
+    assert [[stage.bind_port for stage in plan.stages] for plan in plans] == [
+        [15600, 15602],
+        [15603, 15605],
+        [15606, 15608],
+    ]
+    assert [plan.api.port for plan in plans] == [15700, 15701, 15702]
+    stages = [stage for plan in plans for stage in plan.stages]
+    assert {stage.environment["OMP_NUM_THREADS"] for stage in stages} == {"2"}
+    share = str(int(0.4 * (10 << 30) / 6))
+    assert all(stage.arguments[-2:] == ("--kv-cache-memory-bytes", share) for stage in stages)
+    monkeypatch.setattr(serve_plan, "visible_devices", lambda _: [str(n) for n in range(6)])
+    gpus = [
+        stage.environment["CUDA_VISIBLE_DEVICES"]
+        for plan in serve_plan.serve_plans(parsed(words), MODEL, [])
+        for stage in plan.stages
+    ]
+    assert gpus == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_more_than_the_memory_holds_is_refused_and_more_than_the_cores_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from zmqpp.pipeline import room
+
+    (tmp_path / "model.safetensors").touch()
+    os.truncate(tmp_path / "model.safetensors", 3 << 30)
+    monkeypatch.setattr(room, "available_bytes", lambda: 10 << 30)
+    monkeypatch.setattr(room, "usable_cores", lambda: 4)
+    room.check_room(4, 2, [str(tmp_path)], on_gpus=True)
+    room.check_room(1, 50, [str(tmp_path)], on_gpus=False)
+    room.check_room(2, 2, [str(tmp_path)], on_gpus=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match=r"3 x 2 stages take at least .* \(3 x 3.2 GB of it weights\)"):
+        room.check_room(3, 2, [str(tmp_path)], on_gpus=False)
+    room.check_room(2, 3, ["some/hub-id"], on_gpus=False)
+    room.warn_of_cores(1, 8)
+    room.warn_of_cores(2, 2)
+    assert capsys.readouterr().err == ""
+    room.warn_of_cores(2, 3)
+    assert "2 x 3 stages share 4 cores: they take turns" in capsys.readouterr().err
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    from zmqpp.cli import serve
+
+    parser = argparse.ArgumentParser()
+    serve.add_to(parser.add_subparsers())
+    return parser.parse_args(["serve", *words])
 
 
 def test_foreign_code_and_broken_files_are_found_before_the_start(tmp_path: Path) -> None:

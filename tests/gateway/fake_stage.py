@@ -110,6 +110,41 @@ class FakeStage:
             self._gate.clear()
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
+    async def on_wait(self, scope: Scope, receive: Any, send: Any) -> None:
+        """As any other path, but after /go, which lets all go on that wait now."""
+        await self._gate.wait()
+        await self.on_digest(scope, receive, send)
+
+    async def on_late(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Headers at once, and the one event after /go."""
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        watching = asyncio.create_task(self._watch(scope, receive))
+        going = asyncio.create_task(self._gate.wait())
+        await asyncio.wait((watching, going), return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        going.cancel()
+        await send({"type": "http.response.body", "body": b"data: {}\n\n"})
+
+    async def on_silent(self, _scope: Scope, _receive: Any, send: Any) -> None:
+        """A stream without an event."""
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def on_broken(self, scope: Scope, _receive: Any, send: Any) -> None:
+        """As vLLM answers whose engine has died; after /go."""
+        self._begun.append(scope["path"])
+        await self._gate.wait()
+        await whole(send, b'{"error": {"message": "the engine is dead"}}', 500)
+
+    async def on_v1(self, scope: Scope, receive: Any, send: Any) -> None:
+        """An adapter is loaded once; its body is remembered."""
+        if scope["path"] != "/v1/load_lora_adapter":
+            return await self.on_digest(scope, receive, send)
+        body = (await receive())["body"].decode()
+        again = body in self._begun
+        self._begun.append(body)
+        await whole(send, b"already there" if again else b"done", 400 if again else 200, b"text/plain")
+
     async def on_hang(self, scope: Scope, receive: Any, send: Any) -> None:
         """Reads the body, never answers."""
         await self._watch(scope, receive)

@@ -112,6 +112,11 @@ FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
     ),
     "headless": (0, {"headless": ""}, ("--headless contradicts stage 0",)),
     "same port twice": (0, {"port": "15550", "pipeline_local_bind_port": "15550"}, ("both 15550",)),
+    "data parallel": (
+        0,
+        {"data_parallel_size": "2"},
+        ("--data-parallel-size 2: a stage is one of a single pipeline; `zmqpp serve MODEL",),
+    ),
     "decode context parallel": (
         1,
         {"decode_context_parallel_size": "2"},

@@ -42,6 +42,14 @@ def test_few_cores_are_lent_and_batches_left_whole(monkeypatch: pytest.MonkeyPat
     assert core_environment(2, ranks=2)["OMP_NUM_THREADS"] == "3"  # ranks compute at the same time
 
 
+def test_replicas_compute_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, 6)
+    assert stage_environment(5, 6, [], replicas=2)["OMP_NUM_THREADS"] == "3"
+    assert stage_environment(5, 6, [], replicas=3)["OMP_NUM_THREADS"] == "2"
+    have(monkeypatch, 2)
+    assert stage_environment(3, 4, [], replicas=2)["OMP_NUM_THREADS"] == "1"
+
+
 def test_batches_stay_balanced_where_other_stages_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 2)
     partial = stage_environment(0, 2, [], whole=False)

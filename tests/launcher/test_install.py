@@ -15,14 +15,18 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "packaging" / "install.py"
 
 
-@pytest.fixture(scope="module")
-def install() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zmqpp_install", SCRIPT)
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"zmqpp_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Dataclasses look their module up.
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def install() -> ModuleType:
+    return loaded(SCRIPT)
 
 
 class Steps:
@@ -119,3 +123,62 @@ def test_compiler_is_asked_for_by_the_package_that_brings_it(
         install.InstallError, match=r"(?s)apt install g\+\+.*dnf install gcc-c\+\+.*xcode-select"
     ):
         install.check_compiler()
+
+
+def test_the_matrix_reads_which_versions_there_are_and_counts_what_happened(tmp_path: Path) -> None:
+    from zmqpp.vllm.compat import SUPPORTED_VLLM
+
+    matrix = loaded(SCRIPT.with_name("vllm_matrix.py"))
+    assert matrix.supported() == list(SUPPORTED_VLLM)
+    test = tmp_path / "test_some.py"
+    test.write_text(
+        "import pytest\n"
+        "def test_a(): pass\n"
+        "def test_b(): pass\n"
+        "def test_c(): assert False\n"
+        "def test_d(): pytest.skip('no')\n"
+        "@pytest.fixture\n"
+        "def broken(): raise RuntimeError\n"
+        "def test_e(broken): pass\n"
+    )
+    report = tmp_path / "report.xml"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junit-xml={report}",
+        str(test),
+    ]
+    code = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode
+    row = matrix.read("0.30", report, code, 1.0)
+    assert (row.passed, row.failed, row.skipped, row.is_good) == (2, 2, 1, False)
+    lost = matrix.read("0.31", tmp_path / "none.xml", 139, 2.0)
+    assert not lost.is_good and matrix.table([row, lost]).splitlines() == [
+        "vLLM      passed  failed  skipped  seconds",
+        "0.30           2       2        1        1",
+        "0.31           0       0        0        2  pytest ended with 139",
+    ]
+
+
+def test_another_vllm_is_a_release(install: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install.parse(["--vllm", "0.30", "there"]).vllm == "0.30"
+    assert (install.wanted("0.30"), install.wanted("0.31.2")) == ("==0.30.*", "==0.31.2")
+    given = install.parse([])
+    assert given.vllm == install.VLLM_VERSION and not given.bench
+    with pytest.raises(SystemExit):
+        install.parse(["--vllm", "0.30; rm"])
+    assert "give a release" in capsys.readouterr().err
+
+
+def test_what_is_said_of_versions_is_what_the_code_supports(install: ModuleType) -> None:
+    from zmqpp.vllm.compat import SUPPORTED_VLLM, minor
+
+    assert minor(install.VLLM_VERSION) in SUPPORTED_VLLM
+    root = SCRIPT.parents[1]
+    assert f'version = "{install.VLLM_VERSION}+cpu"' in install.METADATA.read_text()
+    said = f"{SUPPORTED_VLLM[0]} to {SUPPORTED_VLLM[-1]}"
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"vLLM {said}" in (root / name).read_text(), name

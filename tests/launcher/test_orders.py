@@ -364,6 +364,8 @@ def test_what_only_the_engine_misses_is_counted_too(tmp_path: Path, monkeypatch:
     def act() -> None:
         emit(1, "missed", reason="stage 1 gave no sign of life for 5 s")
         await_counted(1, 0)
+        waiting = ordered.supervisor.status()  # a replica that waits for a hung stage gets no more requests
+        assert (waiting.state, waiting.reason) == ("recovering", "stage 1 gave no sign of life for 5 s")
         while "lost" not in ordered.kinds:
             time.sleep(0.01)
         assert ordered.launcher.states[1].reason == ""  # that of a process, which runs
@@ -371,6 +373,7 @@ def test_what_only_the_engine_misses_is_counted_too(tmp_path: Path, monkeypatch:
         await_counted(1, 1)
         while "recovered" not in ordered.kinds:
             time.sleep(0.01)
+        assert ordered.supervisor.status().state == "ready"
         os.kill(ordered.launcher.pids()[2], signal.SIGKILL)
         await_counted(2, 2)
 

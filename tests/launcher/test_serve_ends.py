@@ -24,10 +24,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
     """Makes `zmqpp serve` start fakes with the given behaviours; returns the arguments to run it with."""
 
     def arrange(*behaviours: str) -> list[str]:
-        def plan(*_: object) -> PipelinePlan:
-            return fake_pipeline(*behaviours)
+        def plans(*_: object) -> list[PipelinePlan]:
+            return [fake_pipeline(*behaviours)]
 
-        monkeypatch.setattr(serve_plan, "serve_plan", plan)
+        monkeypatch.setattr(serve_plan, "serve_plans", plans)
         return ["serve", "m", "--port", str(free_port()), "--log-dir", str(tmp_path / "logs")]
 
     return arrange

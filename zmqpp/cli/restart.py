@@ -10,6 +10,7 @@ from typing import Any
 from zmqpp.cli.ordering import add_pipeline, give
 from zmqpp.cli.passing import check_flags, check_keys
 from zmqpp.errors import ConfigError
+from zmqpp.pipeline.stage_name import read_stage
 
 __all__ = ["add_to", "run"]
 
@@ -18,6 +19,7 @@ examples:
   zmqpp restart --stage 1                          in the folder where `zmqpp serve` was started
   zmqpp restart --stage all --log-dir /var/log/p   one after another, from the last one to stage 0
   zmqpp restart --stage 2 --env CUDA_VISIBLE_DEVICES=3 -- --gpu-memory-utilization 0.8
+  zmqpp restart --stage 1.0                        with --data-parallel-size: stage 0 of replica 1; 1.all: all of its
 
 Requests wait while a stage is replaced, and go on where they were. Before stage 0 is, those that run are waited for,
 and new ones wait at the HTTP entry. A stage that does not come up as it is asked to is started as it was.
@@ -26,8 +28,7 @@ exit codes: 0 replaced, 1 not, and why, 2 a mistake, or no pipeline there.
 """
 _TAKEN = dict.fromkeys(("--host", "--port", "--uds"), "it stays as `zmqpp serve` chose it")
 _TAKEN["--served-model-name"] = "it stays as `zmqpp serve` was told"
-_MOST = 1024
-"""Stages that a word such as 1-3 may name."""
+_TAKEN["--data-parallel-size"] = "it stays as `zmqpp serve` was told"
 
 
 def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -76,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     return give(arguments, order)
 
 
-def read_stages(words: Sequence[str]) -> list[int] | str:
-    """In the order of replacement: as given, or `all`.
+def read_stages(words: Sequence[str]) -> list[int | str] | str:
+    """In the order of replacement: numbers, names such as `1.0`, or `all`.
 
     Raises:
         ConfigError: a word is no stage.
@@ -85,10 +86,7 @@ def read_stages(words: Sequence[str]) -> list[int] | str:
     if list(words) == ["all"]:
         return "all"
     found = [word for text in words for word in text.split(",") if word]
-    for word in found:
-        if not (word.isascii() and word.isdigit() and int(word) < _MOST):
-            raise ConfigError(f"--stage {word}: give the number of a stage, several, or all")
-    stages = [int(word) for word in found]
+    stages = [read_stage(word) for word in found]
     if len(set(stages)) < len(stages) or not stages:
         raise ConfigError(f"--stage {' '.join(words)}: give each stage once")
     return stages

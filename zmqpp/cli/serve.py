@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmqpp.cli.passing import take_positional
 from zmqpp.errors import ConfigError
 from zmqpp.extras import require
 from zmqpp.pipeline.devices import DEVICES
+
+if TYPE_CHECKING:
+    from zmqpp.pipeline.plan import PipelinePlan
 
 __all__ = ["add_to", "run"]
 
@@ -18,6 +22,7 @@ examples:
   zmqpp serve /models/Llama-3-8B --num-stages 4 --gpu-ids 0,1,2,3
   zmqpp serve --pipeline-dir /models/Llama-3-8B-in-4 --port 8080
   zmqpp serve /models/Llama-3-8B --ranges 0-18 18-32 -- --max-model-len 4096 --dtype bfloat16
+  zmqpp serve /models/Llama-3-8B --num-stages 2 --data-parallel-size 4    four replicas, on eight GPUs
 
 Then, on the same machine:
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
@@ -53,6 +58,14 @@ def _add_model(add: Any) -> None:
         type=int,
         metavar="N",
         help="default: one a GPU, at least 2; or as many as ranges or split say",
+    )
+    add(
+        "--data-parallel-size",
+        "-dp",
+        type=int,
+        default=1,
+        metavar="R",
+        help="pipelines of so many stages behind this entry, each with all of the model (default: %(default)s)",
     )
     add("--ranges", nargs="+", metavar="A-B", help="layers of each stage, half-open: --ranges 0-3 3-8")
     add("--name", help="what requests call the model (default: MODEL as given, and its last part)")
@@ -113,23 +126,33 @@ def _add_running(add: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal or `zmqpp drain --stop` ends it, or the pipeline fails for good."""
     require("httpx", "prometheus_client", "rich", "starlette", "uvicorn")
-    from zmqpp.cli.serve_plan import serve_plan
+    from zmqpp.cli.serve_plan import serve_plans
+    from zmqpp.gateway.server import check_address
+
+    if arguments.timeout <= 0 or arguments.max_restarts < 0 or arguments.drain_timeout < 0:
+        raise ConfigError("--timeout must be above 0 seconds, --max-restarts and --drain-timeout at least 0")
+    model, flags = take_positional(arguments.passed)
+    plans = serve_plans(arguments, model, flags)
+    check_address(arguments.host, arguments.port)
+    if len(plans) > 1:
+        _serve_replicas(plans, arguments)
+    else:
+        _serve_one(plans[0], arguments)
+    return 0
+
+
+def _serve_one(plan: PipelinePlan, arguments: argparse.Namespace) -> None:
     from zmqpp.cli.serve_screen import ServeScreen
     from zmqpp.gateway.app import build_app
     from zmqpp.gateway.entrance import Entrance
-    from zmqpp.gateway.server import GatewayServer, check_address
+    from zmqpp.gateway.server import GatewayServer
     from zmqpp.pipeline.launcher import Launcher
     from zmqpp.pipeline.order_server import OrderServer
     from zmqpp.pipeline.orders import Orders
     from zmqpp.pipeline.supervisor import Supervisor
 
-    if arguments.timeout <= 0 or arguments.max_restarts < 0 or arguments.drain_timeout < 0:
-        raise ConfigError("--timeout must be above 0 seconds, --max-restarts and --drain-timeout at least 0")
-    model, flags = take_positional(arguments.passed)
-    plan = serve_plan(arguments, model, flags)
-    check_address(arguments.host, arguments.port)
     with (
-        ServeScreen(plan) as screen,
+        ServeScreen([plan]) as screen,
         Launcher(plan, arguments.log_dir, on_interrupt=screen.say_stopping) as launcher,
     ):
         entrance, orders = Entrance(), Orders()
@@ -150,4 +173,42 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             screen.open(gateway.url, arguments.log_dir)
             supervisor.run()
-    return 0
+
+
+def _serve_replicas(plans: Sequence[PipelinePlan], arguments: argparse.Namespace) -> None:
+    from zmqpp.cli.serve_screen import ServeScreen
+    from zmqpp.gateway.app import build_replicated_app
+    from zmqpp.gateway.entrance import Entrance
+    from zmqpp.gateway.replica import Replica
+    from zmqpp.gateway.server import GatewayServer
+    from zmqpp.gateway.upstream import Upstream
+    from zmqpp.pipeline.order_server import OrderServer
+    from zmqpp.pipeline.replica import Care
+    from zmqpp.pipeline.replica_orders import JointEntrance, ReplicaOrders
+    from zmqpp.pipeline.replicas import Replicas
+
+    entrances = [Entrance() for _ in plans]
+    with ServeScreen(plans) as screen:
+        care = Care(
+            max_restarts=arguments.max_restarts,
+            timeout_s=arguments.timeout,
+            drain_s=arguments.drain_timeout,
+            on_poll=lambda replica, states: screen.show(states, replica),
+            on_event=screen.tell,
+        )
+        with Replicas(plans, arguments.log_dir, care, entrances, screen.say_stopping) as replicas:
+            app = build_replicated_app(
+                [
+                    Replica(
+                        number, Upstream(plan.api.url), replicas.all[number].supervisor, entrances[number]
+                    )
+                    for number, plan in enumerate(plans)
+                ]
+            )
+            orders = ReplicaOrders([replica.orders for replica in replicas.all])
+            with (
+                GatewayServer(app, arguments.host, arguments.port) as gateway,
+                OrderServer(arguments.log_dir, orders, JointEntrance(entrances)),
+            ):
+                screen.open(gateway.url, arguments.log_dir)
+                replicas.run()

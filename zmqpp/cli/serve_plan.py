@@ -1,4 +1,4 @@
-"""From the options of `zmqpp serve` to a plan: checks what the user gave, chooses what was left open."""
+"""From the options of `zmqpp serve` to plans: checks what the user gave, chooses what was left open."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import check_port_free
+from zmqpp.pipeline.room import check_replicas, check_room, warn_of_cores
 from zmqpp.pipeline.tensor_parallel import ranks_given
 
-__all__ = ["serve_plan"]
+__all__ = ["serve_plans"]
 
 _RING_HOST = "127.0.0.1"
 _TAKEN = {
@@ -26,11 +27,16 @@ _TAKEN = {
     "--port": "give it before `--`: it is the HTTP entry's; stage 0's is --api-port",
     "--served-model-name": "give --name",
     "--uds": "stages listen on ports",
+    "--data-parallel-size": "give it before `--`: zmqpp starts the replicas",
+    **dict.fromkeys(
+        ("--data-parallel-rank", "--data-parallel-size-local", "--data-parallel-start-rank"),
+        "replicas are pipelines of their own; give --data-parallel-size alone, before `--`",
+    ),
 }
 
 
-def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence[str]) -> PipelinePlan:
-    """The plan for `zmqpp serve`.
+def serve_plans(arguments: argparse.Namespace, model: str | None, flags: Sequence[str]) -> list[PipelinePlan]:
+    """The plans for `zmqpp serve`, one a replica, which share this machine.
 
     Args:
         model: MODEL, if it was given; else `arguments.pipeline_dir` names a split one.
@@ -38,6 +44,8 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
     Raises:
         ConfigError: what is wrong with which option, before anything is started.
     """
+    replicas: int = arguments.data_parallel_size
+    check_replicas(replicas)
     vllm_flags = check_flags(flags, _TAKEN)
     check_keys(vllm_flags)
     split = _split(arguments, model)
@@ -52,21 +60,35 @@ def serve_plan(arguments: argparse.Namespace, model: str | None, flags: Sequence
             file=sys.stderr,
         )
     ranks = ranks_given(vllm_flags) or 1
-    stages = _stages(arguments, split, ranges, len(gpu_ids or devices) // ranks)
+    stages = _stages(arguments, split, ranges, len(gpu_ids or devices) // (ranks * replicas))
     _check_model(split, model, stages, ranges, vllm_flags)
-    plan = PipelinePlan(
-        model=model or "",
-        total=stages,
-        base_port=arguments.base_port,
-        api=ApiEndpoint(_RING_HOST, arguments.api_port, *_names(arguments.name, split, model)),
-        ranges=ranges,
-        arguments=(*vllm_flags, *memory_flags(stages * ranks, gpu_ids or devices, vllm_flags)),
-        environments=[stage_environment(i, stages, devices, gpu_ids, ranks) for i in range(stages)],
-        models=[str(path) for path in split.models] if split else (),
-        host=_RING_HOST,
-    )
-    _check_ports(plan, arguments)
-    return plan
+    models = [str(path) for path in split.models] if split else ()
+    check_room(replicas, stages * ranks, models or [str(model)], on_gpus=bool(devices))
+    all_stages = replicas * stages
+    memory = memory_flags(all_stages * ranks, gpu_ids or devices, vllm_flags)
+    plans = [
+        PipelinePlan(
+            model=model or "",
+            total=stages,
+            base_port=arguments.base_port + replica * (stages + 1),
+            api=ApiEndpoint(_RING_HOST, arguments.api_port + replica, *_names(arguments.name, split, model)),
+            ranges=ranges,
+            arguments=(*vllm_flags, *memory),
+            environments=[
+                stage_environment(
+                    replica * stages + i, all_stages, devices, gpu_ids, ranks, replicas=replicas
+                )
+                for i in range(stages)
+            ],
+            models=models,
+            host=_RING_HOST,
+        )
+        for replica in range(replicas)
+    ]
+    _check_ports(plans, arguments)
+    if not devices:
+        warn_of_cores(replicas, stages * ranks)
+    return plans
 
 
 def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
@@ -121,14 +143,21 @@ def _names(name: str | None, split: Split | None, model: str | None) -> tuple[st
     return given, ((short,) if short not in ("", given) and not name else ())
 
 
-def _check_ports(plan: PipelinePlan, arguments: argparse.Namespace) -> None:
-    ring = [stage.bind_port for stage in plan.stages]
+def _check_ports(plans: Sequence[PipelinePlan], arguments: argparse.Namespace) -> None:
+    ring = {stage.bind_port for plan in plans for stage in plan.stages}
     if not 1 <= arguments.port <= 65535:
         raise ConfigError(f"--port {arguments.port}: must lie within 1..65535")
-    if arguments.port in (*ring, plan.api.port):
+    if arguments.port in ring or arguments.port in [plan.api.port for plan in plans]:
         raise ConfigError(
             f"--port {arguments.port} is also a port of the ring or of stage 0's API: choose another"
         )
-    for stage in plan.stages:
-        check_port_free(_RING_HOST, stage.bind_port, "--base-port")
-    check_port_free(_RING_HOST, plan.api.port, "--api-port")
+    if both := [plan.api.port for plan in plans if plan.api.port in ring]:
+        raise ConfigError(
+            f"port {both[0]} would be both of a ring and of a stage 0's API: {len(plans)} replicas take the ports "
+            f"from --base-port {arguments.base_port} to {plans[-1].return_port}, and from --api-port "
+            f"{arguments.api_port} to {plans[-1].api.port}; choose others"
+        )
+    for plan in plans:
+        for stage in plan.stages:
+            check_port_free(_RING_HOST, stage.bind_port, "--base-port")
+        check_port_free(_RING_HOST, plan.api.port, "--api-port")

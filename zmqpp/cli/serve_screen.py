@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,17 @@ _STYLES = {
 
 
 class ServeScreen:
-    """The table of stages is live while they load, on a terminal; elsewhere lines. Thread: the main thread."""
+    """The table of stages is live while they load, on a terminal; elsewhere lines. Thread: any.
 
-    def __init__(self, plan: PipelinePlan) -> None:
-        self._plan = plan
+    Args:
+        plans: one a replica.
+    """
+
+    def __init__(self, plans: Sequence[PipelinePlan]) -> None:
+        self._plans = plans
+        self._lock = threading.RLock()
+        self._loading: dict[int, list[StageState]] = {}
+        self._ready: set[int] = set()
         self._console = Console(highlight=False)
         self._display: StageDisplay | None = None
         self._url = ""
@@ -44,30 +52,45 @@ class ServeScreen:
     def open(self, url: str, log_dir: Path) -> None:
         """Say what is about to be started; `url` is the HTTP entry's."""
         self._url = url
-        plan = self._plan
-        ports = ", ".join(str(stage.bind_port) for stage in plan.stages)
-        self._say(f"{plan.api.model_name} in {plan.total} stages on ports {ports}, logs in {log_dir}", "bold")
+        plan, replicas = self._plans[0], len(self._plans)
+        ports = ", ".join(str(stage.bind_port) for plan in self._plans for stage in plan.stages)
+        each = f"{replicas} replicas of {plan.total} stages each" if replicas > 1 else f"{plan.total} stages"
+        self._say(f"{plan.api.model_name} in {each} on ports {ports}, logs in {log_dir}", "bold")
         self._say(f"HTTP entry on {url}, status page {url}/pipeline")
 
-    def show(self, states: Sequence[StageState]) -> None:
-        """The stages as they are now."""
-        if self._display is None:
-            self._display = StageDisplay(self._console).__enter__()
-        self._display.show(states)
+    def show(self, states: Sequence[StageState], replica: int = 0) -> None:
+        """The stages as they are now, beside those of other replicas that load too."""
+        with self._lock:
+            self._loading[replica] = list(states)
+            if self._display is None:
+                self._display = StageDisplay(self._console).__enter__()
+            loading = [(number, state) for number in sorted(self._loading) for state in self._loading[number]]
+            several = len(self._plans) > 1
+            names = [f"{number}.{state.index}" if several else str(state.index) for number, state in loading]
+            self._display.show([state for _, state in loading], names)
 
     def tell(self, event: Event) -> None:
         """One event; the table before it stays as it is."""
-        self._settle()
-        clock = time.strftime("%H:%M:%S", time.localtime(event.at))
-        self._say(f"{clock} {event.kind}: {event.text}", _STYLES.get(event.kind, ""))
-        if event.kind == "ready":
-            names = " or ".join(repr(name) for name in self._plan.api.names)
+        with self._lock:
+            self._settle()
+            self._loading.pop(event.replica, None)
+            clock = time.strftime("%H:%M:%S", time.localtime(event.at))
+            self._say(f"{clock} {event.kind}: {event.text}", _STYLES.get(event.kind, ""))
+            if event.kind == "ready":
+                self._ready.add(event.replica)
+                self._say_serving()
+
+    def _say_serving(self) -> None:
+        """Once all replicas do."""
+        if len(self._ready) == len(self._plans):
+            names = " or ".join(repr(name) for name in self._plans[0].api.names)
             self._say(f"serving {names} on {self._url}/v1; Ctrl-C stops all stages")
 
     def say_stopping(self) -> None:
         """A signal asked to stop."""
-        self._settle()
-        print("stopping the stages (Ctrl-C again to force it)", file=sys.stderr, flush=True)
+        with self._lock:
+            self._settle()
+            print("stopping the stages (Ctrl-C again to force it)", file=sys.stderr, flush=True)
 
     def _settle(self) -> None:
         display, self._display = self._display, None

@@ -32,6 +32,7 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("url", nargs="?", default="127.0.0.1:8080", metavar="URL", help="the pipeline (default: %(default)s)")
     add("--seconds", default="5", metavar="S", help="how long, at most 60 (default: %(default)s)")
     add("-o", "--output", type=Path, default=Path("trace.json"), metavar="FILE", help="default: %(default)s")
+    add("--replica", type=int, metavar="I", help="of one replica alone (default: of all)")
     add("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--output {arguments.output}: name a file in a folder that exists")
     url = base_url(arguments.url)
     print(f"watching {url} for {seconds:g} s", file=sys.stderr, flush=True)
-    body = fetch(url, f"/pipeline/trace?seconds={seconds:g}", timeout_s=seconds + 60)
+    one = "" if arguments.replica is None else f"&replica={arguments.replica}"
+    body = fetch(url, f"/pipeline/trace?seconds={seconds:g}{one}", timeout_s=seconds + 60)
     summary = _read(body, url)
     _write(arguments.output, body)
     if arguments.json:

@@ -14,10 +14,17 @@ __all__ = ["Client", "Refusal", "refuse"]
 
 
 class Client:
-    """One request. `read` runs in a task of its own for as long as the request lasts."""
+    """One request. `read` runs in a task of its own for as long as the request lasts.
 
-    def __init__(self, receive: Receive) -> None:
+    Args:
+        keep_bytes: so much of its body is kept, for a second replica; 0 = nothing is, and `body` works once.
+    """
+
+    def __init__(self, receive: Receive, keep_bytes: int = 0) -> None:
         self._receive = receive
+        self._keep_bytes = keep_bytes
+        self._kept: list[bytes] | None = [] if keep_bytes else None
+        self._more = True
         # One piece: what stage 0 does not take in, the client does not get rid of.
         self._arrived: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
         self._wanted = True
@@ -32,13 +39,26 @@ class Client:
                 await self._arrived.put(message)
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Its pieces, until the last one."""
-        more = True
-        while more:
+        """Its pieces, until the last one; asked again, from the first one on."""
+        for piece in self._kept or ():
+            yield piece
+        while self._more:
             message = await self._arrived.get()
-            more = message.get("more_body", False)
+            self._more = message.get("more_body", False)
             if piece := message.get("body", b""):
+                self._keep(piece)
                 yield piece
+
+    def _keep(self, piece: bytes) -> None:
+        if self._kept is not None:
+            self._kept.append(piece)
+            if sum(map(len, self._kept)) > self._keep_bytes:
+                self._kept = None
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        """Whether the whole body is still there for someone else."""
+        return self._kept is not None
 
     def drop_body(self) -> None:
         """Stage 0 has answered: what still comes is nobody's, and `read` must not wait for a taker."""

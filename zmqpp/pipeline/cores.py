@@ -14,7 +14,7 @@ import os
 from zmqpp.errors import ConfigError
 from zmqpp.pipeline.cgroup import cpu_limit
 
-__all__ = ["VARIABLE", "core_environment"]
+__all__ = ["VARIABLE", "core_environment", "usable_cores"]
 
 VARIABLE = "ZMQPP_LEND_CORES"
 
@@ -36,7 +36,7 @@ def core_environment(
     Raises:
         ConfigError: ZMQPP_LEND_CORES is neither 0 nor 1.
     """
-    cores = _usable_cores()
+    cores = usable_cores()
     own = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     part = max(1, cores // (stages * ranks))
     lends = _lends(part) if lends is None else lends
@@ -59,7 +59,7 @@ def _lends(part: int) -> bool:
     return asked == "1" or (not asked and part < _FEW)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Not more than the control group gives time on: more threads would only wait for one another."""
     cores, limit = len(os.sched_getaffinity(0)), cpu_limit()
     return cores if limit is None else min(cores, max(1, round(limit)))

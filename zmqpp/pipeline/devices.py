@@ -77,6 +77,7 @@ def stage_environment(
     ranks: int = 1,
     *,
     whole: bool = True,
+    replicas: int = 1,
 ) -> dict[str, str]:
     """What to set for stage `index` of `stages` on this machine; what the user has set for the CPU stays.
 
@@ -85,6 +86,7 @@ def stage_environment(
         gpu_ids: the user's own choice in place of `devices`, as CUDA_VISIBLE_DEVICES names GPUs.
         ranks: of each stage; each takes a GPU, and so does each rank a share of the cores.
         whole: no stage of the pipeline is elsewhere.
+        replicas: pipelines that the stages are of, which compute at the same time.
     Raises:
         ConfigError: the ranks of a stage would have to share a GPU.
     """
@@ -100,7 +102,7 @@ def stage_environment(
         wanted["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return wanted
     named = {name: value for name, value in wanted.items() if name not in os.environ}
-    return named | core_environment(stages, ranks, whole=whole)
+    return named | core_environment(stages // replicas, ranks * replicas, whole=whole)
 
 
 def memory_flags(

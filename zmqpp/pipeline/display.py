@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -35,7 +35,7 @@ class StageDisplay:
         self._console = console
         self._live: Live | None = None
         self._spinner = Spinner("dots", style="cyan")
-        self._shown: dict[int, str] = {}
+        self._shown: dict[str, str] = {}
 
     def __enter__(self) -> StageDisplay:
         if self._console.is_terminal:
@@ -49,19 +49,21 @@ class StageDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, states: Sequence[StageState]) -> None:
+    def show(self, states: Sequence[StageState], names: Sequence[str] = ()) -> None:
+        """`names` in place of their numbers, where there are replicas."""
+        named = dict(zip(names or [str(state.index) for state in states], states, strict=True))
         if self._live is not None:
-            self._live.update(self._table(states), refresh=True)
+            self._live.update(self._table(named), refresh=True)
             return
-        for state in states:
+        for name, state in named.items():
             line = describe(state)
-            if self._shown.get(state.index) != line:
-                self._shown[state.index] = line
+            if self._shown.get(name) != line:
+                self._shown[name] = line
                 self._console.print(
-                    f"stage {state.index}: {line} ({state.elapsed_s:.1f} s)", soft_wrap=True, highlight=False
+                    f"stage {name}: {line} ({state.elapsed_s:.1f} s)", soft_wrap=True, highlight=False
                 )
 
-    def _table(self, states: Sequence[StageState]) -> Table:
+    def _table(self, named: Mapping[str, StageState]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
         table.add_column("stage", justify="right")
         table.add_column("layers", min_width=9)
@@ -70,9 +72,9 @@ class StageDisplay:
         table.add_column("lane", min_width=14)
         table.add_column("state", min_width=24, no_wrap=True)
         table.add_column("seconds", justify="right")
-        for state in states:
+        for name, state in named.items():
             table.add_row(
-                str(state.index),
+                name,
                 state.layers or "-",
                 count(state.parameters),
                 size(state.size_bytes),

@@ -41,7 +41,7 @@ _KILLS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.
 
 
 class Launcher:
-    """Owns: all processes of the pipeline while entered. Thread: the main thread.
+    """Owns: all processes of the pipeline while entered. Thread: the main thread; with `signals` of another, that one.
 
     While entered, SIGINT, SIGTERM and SIGHUP raise StopRequested once; leaving stops every stage, and a
     signal during that stop cuts the grace short. If this process is killed outright, its guard ends them.
@@ -54,6 +54,7 @@ class Launcher:
         *,
         grace_s: float = 10.0,
         on_interrupt: Callable[[], None] | None = None,
+        signals: StopSignals | None = None,
     ) -> None:
         self.plan = plan
         self.states = [StageState(stage.index) for stage in plan.stages]
@@ -68,7 +69,8 @@ class Launcher:
         self._processes = [StageProcess(log_dir / f"stage_{stage.index}.log") for stage in plan.stages]
         self.events_path = log_dir / "events.jsonl"
         self._events_offset = 0
-        self._signals = StopSignals()
+        self._signals = signals or StopSignals()
+        self.pause = self._signals.pause
         self._guard = Guard(grace_s)
         self._stops = 0
         self._resources = ExitStack()
@@ -235,7 +237,7 @@ class Launcher:
                 return
             if time.monotonic() > deadline:
                 raise LaunchError(self._too_slow(timeout_s))
-            time.sleep(_POLL_S)
+            self.pause(_POLL_S)
 
     def wait_ready(
         self, timeout_s: float, on_poll: Callable[[Sequence[StageState]], None] | None = None
@@ -275,7 +277,7 @@ class Launcher:
         while not all(process.is_gone() for process in processes):
             if time.monotonic() > deadline or self._signals.count > self._stops:
                 return
-            time.sleep(0.05)
+            self.pause(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,10 +17,13 @@ class Misses:
     def __init__(self) -> None:
         self._missed: dict[int, tuple[float, str]] = {}
         self._told = False
+        self.open = ""
+        """Why the engine waits, from the first one until all are there. Thread: any."""
 
     def note(self, stage: int, reason: str) -> None:
         """The engine has lost it; whether its process has ended too is not known yet."""
         self._missed[stage] = (time.monotonic(), reason)
+        self.open = self.open or reason
 
     def take_due(self) -> Iterator[tuple[int, str]]:
         """Stages, with the reason, whose process would have ended by now."""
@@ -38,4 +41,5 @@ class Misses:
         """All stages are there; whether a person was told that one was not."""
         told, self._told = self._told, False
         self._missed.clear()
+        self.open = ""
         return told

@@ -20,6 +20,7 @@ from typing import Any
 
 from zmqpp.errors import ConfigError
 from zmqpp.pipeline.orders import Drain, Entrance, Order, Orders, Restart, Resume
+from zmqpp.pipeline.stage_name import read_stage
 
 __all__ = ["SOCKET_NAME", "OrderServer", "folder_path", "peer_user"]
 
@@ -140,7 +141,7 @@ def _read(connection: socket.socket) -> Order:
 
 def _restart(stages: Any, flags: Any, environment: Any, drain_s: Any) -> Restart:
     return Restart(
-        None if stages == "all" else [int(stage) for stage in stages],
+        None if stages == "all" else [read_stage(str(stage)) for stage in stages],
         [str(flag) for flag in flags],
         {str(name): str(value) for name, value in environment.items()},
         float(drain_s),

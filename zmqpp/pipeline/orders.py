@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,8 +73,8 @@ class Order:
 class Restart(Order):
     """Replace stages, in this order; stage 0 once the requests that run are done."""
 
-    stages: list[int] | None
-    """None: all, from the last one to stage 0."""
+    stages: Sequence[int | str] | None
+    """None: all, from the last one to stage 0; with replicas names such as `1.0`."""
     flags: list[str] = field(default_factory=list)
     """After those of the plan; none = as it runs now."""
     environment: dict[str, str] = field(default_factory=dict)

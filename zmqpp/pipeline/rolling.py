@@ -42,6 +42,10 @@ class Caretaker(Protocol):
         """As in its own loop; the end of stage `replaced` is the caller's to see."""
         ...
 
+    def tend(self) -> None:
+        """The same for a moment, with no stage left out."""
+        ...
+
     def replaced(self, index: int) -> None:
         """Stage `index` has been, and all are ready."""
         ...
@@ -74,9 +78,9 @@ class Rolling:
         """
         started = time.monotonic()
         total = self._launcher.plan.total
-        stages = list(reversed(range(total))) if order.stages is None else order.stages
-        wrong = [index for index in stages if not 0 <= index < total]
-        if wrong:
+        asked: Sequence[int | str] = list(reversed(range(total))) if order.stages is None else order.stages
+        stages = [index for index in asked if isinstance(index, int) and 0 <= index < total]
+        if wrong := [index for index in asked if index not in stages]:
             return order.finish(2, f"--stage {wrong[0]}: the stages are 0 to {total - 1}")
         if order.stages is None and (order.flags or order.environment):
             stages = [0]  # One after another they would not fit together meanwhile.
@@ -184,7 +188,7 @@ class Rolling:
             if phase != said and phase in ("loading", "loaded", "ready"):
                 said = phase
                 order.say(f"stage {index}: {phase} ({took:.1f} s)")
-            time.sleep(_POLL_S)
+            launcher.pause(_POLL_S)
 
     @contextmanager
     def _no_requests(self, index: int, order: Restart) -> Iterator[None]:
@@ -194,9 +198,7 @@ class Rolling:
             return
         self._entrance.hold()
         try:
-            left = wait_until_idle(
-                self._entrance, order.drain_s, order.say, lambda: self._caretaker.look_after(None)
-            )
+            left = wait_until_idle(self._entrance, order.drain_s, order.say, self._caretaker.tend)
             if left:
                 waited = f"{left} requests still run after {order.drain_s:g} s"
                 raise _NotUp(f"stage 0 was not replaced, as it would have cut them off: {waited}")
@@ -226,7 +228,11 @@ def wait_until_idle(
     meanwhile: Callable[[], None],
     until: Callable[[], bool] = lambda: False,
 ) -> int:
-    """How many requests are left: none, unless `timeout_s` passed or `until` came true first."""
+    """How many requests are left: none, unless `timeout_s` passed or `until` came true first.
+
+    Args:
+        meanwhile: called again and again; returns after a moment.
+    """
     started = said = time.monotonic()
     if entrance.running:
         say(f"waiting for {entrance.running} requests")
@@ -238,5 +244,4 @@ def wait_until_idle(
             said = now
             say(f"waiting for {left} requests ({now - started:.0f} s)")
         meanwhile()
-        time.sleep(_POLL_S)
     return 0

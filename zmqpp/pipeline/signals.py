@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -61,6 +62,10 @@ class StopSignals:
         if self._pending is not None and not self._holding:
             signum, self._pending = self._pending, None
             raise StopRequested(signum)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long; a stop that is asked for meanwhile raises StopRequested."""
+        time.sleep(seconds)
 
     def mute(self) -> None:
         """From here on signals are only counted: clean-up has begun."""

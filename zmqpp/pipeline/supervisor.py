@@ -74,7 +74,7 @@ class Supervisor:
             self._launcher.start()
             self._await_ready("ready")
             while not self._turn():
-                time.sleep(_POLL_S)
+                self._launcher.pause(_POLL_S)
             self._enter("stopped", "")
         except LaunchError as error:
             self._enter("failed", str(error))
@@ -124,6 +124,11 @@ class Supervisor:
         elif replaced is None and time.monotonic() > self._back_by:
             raise LaunchError(f"not ready {self._timeout_s:g} s after it was lost: {self._reason}")
 
+    def tend(self) -> None:
+        """Look after it, for a moment."""
+        self.look_after()
+        self._launcher.pause(_POLL_S)
+
     def expect(self, index: int, reason: str) -> None:
         """Stage `index` is about to be replaced at someone's order; it is no loss, and does not count as one."""
         self._losses.ask_for(index)
@@ -159,9 +164,7 @@ class Supervisor:
     def _drain(self, order: Drain, entrance: Entrance) -> bool:
         entrance.drain()
         self._note_news()
-        left = wait_until_idle(
-            entrance, order.timeout_s, order.say, self.look_after, lambda: not entrance.draining
-        )
+        left = wait_until_idle(entrance, order.timeout_s, order.say, self.tend, lambda: not entrance.draining)
         if not entrance.draining:
             order.finish(1, "requests are taken again, as someone else has asked for")
         elif left:
@@ -181,7 +184,7 @@ class Supervisor:
         try:
             self._note_news()
             say = partial(self.note, "draining")
-            wait_until_idle(entrance, self._drain_s, say, self.look_after, lambda: launcher.is_hurried)
+            wait_until_idle(entrance, self._drain_s, say, self.tend, lambda: launcher.is_hurried)
         except LaunchError:
             pass  # It ends anyhow.
 
@@ -271,7 +274,7 @@ class Supervisor:
             self._enter("restarting", str(error))
             all_of_them = f"all {self._launcher.plan.total} stages"
             self.note("restarting", f"starting {all_of_them} anew ({self._restarts.limit})")
-            time.sleep(self._restarts.pause_s)
+            self._launcher.pause(self._restarts.pause_s)
             try:
                 self._launcher.restart()
                 self._await_ready("recovered")
@@ -293,10 +296,11 @@ class Supervisor:
         launcher = self._launcher
         known = zip(launcher.states, launcher.pids(), launcher.log_paths(), strict=True)
         names = launcher.plan.api.names
+        missed = self._misses.open if self._state == "ready" else ""
         return PipelineStatus(
-            state=self._state,
+            state="recovering" if missed else self._state,
             since=self._since,
-            reason=self._reason,
+            reason=missed or self._reason,
             at=time.time(),
             model=names[0] if names else launcher.plan.model,
             total_stages=launcher.plan.total,

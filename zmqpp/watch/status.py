@@ -19,6 +19,7 @@ __all__ = [
     "Memory",
     "PipelineStatus",
     "Recent",
+    "ReplicaStatus",
     "Spent",
     "StageStatus",
 ]
@@ -27,7 +28,7 @@ STATUS_VERSION = 1
 
 STATES = ("starting", "waiting", "loading", "loaded", "ready", "lost", "restarting", "failed", "stopped")
 """Of a stage. A pipeline is `starting`, `ready`, `recovering` (requests wait for a lost stage), `restarting`, `failed`
-or `stopped`."""
+or `stopped`; several replicas together also `degraded` (some of them take requests)."""
 
 
 class Layers(msgspec.Struct, frozen=True):
@@ -121,6 +122,7 @@ class StageStatus(msgspec.Struct):
     """One stage; what is not known yet keeps its default."""
 
     stage: int
+    """Its number in its pipeline."""
     state: str = "starting"
     since: float = 0.0
     reason: str = ""
@@ -154,6 +156,8 @@ class StageStatus(msgspec.Struct):
     """When it reported last; idle stages report every few seconds."""
     log: str = ""
     """Its log file, where a launcher keeps one."""
+    replica: int = 0
+    """Of which replica it is."""
 
 
 class Event(msgspec.Struct):
@@ -167,6 +171,25 @@ class Event(msgspec.Struct):
     kind: str
     text: str
     stage: int | None = None
+    replica: int = 0
+
+
+class ReplicaStatus(msgspec.Struct):
+    """One of several pipelines that serve the same model behind one entry."""
+
+    replica: int
+    state: str
+    since: float = 0.0
+    reason: str = ""
+    requests: int = 0
+    """That it has now, and those that wait to come in."""
+    draining: bool = False
+    session: str = ""
+    in_flight: int = 0
+    steps: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    bubble: float = 0.0
 
 
 class PipelineStatus(msgspec.Struct):
@@ -203,3 +226,5 @@ class PipelineStatus(msgspec.Struct):
     """Stages that were replaced as someone asked for."""
     events: list[Event] = msgspec.field(default_factory=list)
     """Oldest first, the last hundred."""
+    replicas: list[ReplicaStatus] = msgspec.field(default_factory=list)
+    """Where there are several; what is above then joins them."""

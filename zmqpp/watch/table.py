@@ -43,6 +43,8 @@ def drawn(status: PipelineStatus, trouble: str = "") -> RenderableType:
     parts: list[RenderableType] = [_headline(status)]
     if status.reason and status.state != "ready":
         parts.append(Text(_shown(status.reason), style="red"))
+    if status.replicas:
+        parts += [Text(), _replicas(status)]
     parts += [Text(), _stages(status)]
     if status.events:
         parts += [Text(), _events(status.events[-_EVENTS:])]
@@ -66,12 +68,27 @@ def _headline(status: PipelineStatus) -> Text:
     return line
 
 
+def _replicas(status: PipelineStatus) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("replica", "requests", "tokens/s", "bubble"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for one in status.replicas:
+        figures = (str(one.replica), str(one.requests), f"{one.tokens_per_s:.1f}", f"{100 * one.bubble:.1f}%")
+        state = Text(_shown(one.state), style=_COLOURS.get(one.state, "yellow"))
+        if one.draining:
+            state.append(", drained", style="yellow")
+        table.add_row(*figures, state)
+    return table
+
+
 def _stages(status: PipelineStatus) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, side in _COLUMNS:
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     for stage in status.stages:
-        table.add_row(*map(Text, _figures(stage)), _state(stage, status.at))
+        name = f"{stage.replica}.{stage.stage}" if status.replicas else str(stage.stage)
+        table.add_row(name, *map(Text, _figures(stage)), _state(stage, status.at))
     return table
 
 
@@ -79,7 +96,6 @@ def _figures(stage: StageStatus) -> list[str]:
     recent, layers = stage.recent, stage.layers
     moving = stage.state == "ready"
     return [
-        str(stage.stage),
         _shown(stage.host) or "-",
         f"{layers.start}-{layers.end}" if layers else "-",
         _shown(stage.link.lane or "-"),

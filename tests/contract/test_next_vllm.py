@@ -1,0 +1,50 @@
+"""The private names of vLLM, in the sources of a release that is not supported yet: what a step up has to mend.
+
+`python3 packaging/vllm_source.py 0.33.0` fetches them, without installing anything; without them this is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.contract.sources import is_in_source
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
+
+from zmqpp.vllm import compat
+
+pytestmark = pytest.mark.vllm
+BUILD = Path(__file__).resolve().parents[2] / "build"
+FETCHED = sorted(BUILD.glob("vllm-*-source")) + [
+    Path(given) for given in os.environ.get("ZMQPP_VLLM_SOURCE", "").split(":") if given
+]
+
+
+def installed_root() -> Path:
+    found = importlib.util.find_spec("vllm")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parents[1]
+
+
+@pytest.mark.parametrize("symbol", compat.SYMBOLS)
+def test_reading_finds_what_importing_does(symbol: str) -> None:
+    assert is_in_source(installed_root(), symbol)
+    assert not is_in_source(installed_root(), symbol + "_that_is_not_there")
+
+
+@pytest.mark.skipif(not FETCHED, reason="no sources: python3 packaging/vllm_source.py 0.33.0")
+@pytest.mark.parametrize("root", FETCHED, ids=lambda root: root.name)
+def test_a_release_to_come_has_the_names_we_use(root: Path) -> None:
+    missing = [symbol for symbol in compat.SYMBOLS if not is_in_source(root, symbol)]
+    assert missing == []
+    assert [module for module in compat.WIRE_MODULES if not is_module(root, module)] == []
+
+
+def is_module(root: Path, name: str) -> bool:
+    base = root.joinpath(*name.split("."))
+    return base.with_suffix(".py").exists() or (base / "__init__.py").exists()
