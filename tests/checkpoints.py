@@ -26,6 +26,11 @@ def llama_names(layers: int, tied: bool = False) -> dict[str, tuple[int, ...]]:
     return names if tied else {**names, "lm_head.weight": (VOCAB, HIDDEN)}
 
 
+def large_head(layers: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama whose head weighs as much as two to three of its layers."""
+    return {**llama_names(layers), "lm_head.weight": (4 * VOCAB, HIDDEN)}
+
+
 def config_of(layers: int, tied: bool = False, **more: Any) -> dict[str, Any]:
     """A config.json of a small Qwen3; `more` replaces or adds, None removes."""
     config = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import config_of, large_head, write_model
 from tests.cli.command import assert_mistake, zmqpp
 from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.split import open_split
@@ -42,6 +43,8 @@ def refused(tmp_path: Path, words: str, *arguments: str) -> None:
         ("MODEL --ranges 0-3 4-8", "gap: layers 3-4"),
         ("MODEL --ranges 0-5 4-8", "overlap"),
         ("MODEL --ranges 0:4 4-8", "is not of the form A-B"),
+        ("MODEL --balance compute --ranges 0-4 4-8", "--balance chooses the ranges: leave --ranges out"),
+        ("--pipeline-dir SPLIT --balance memory", "--balance: a split model has its ranges already"),
         ("MODEL --base-port 70000", "within 1..65535"),
         ("MODEL --port 15550", "--port 15550 is also a port of the ring"),
         ("MODEL --api-port 15551", "lies within the ring's ports"),
@@ -66,7 +69,22 @@ def refused(tmp_path: Path, words: str, *arguments: str) -> None:
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, arguments: str, words: str) -> None:
-    refused(tmp_path, words, *arguments.replace("MODEL", MODEL).split())
+    split = tmp_path / "split"
+    if "SPLIT" in arguments:
+        assert (
+            zmqpp("export", "--model", MODEL, "--num-stages", "2", "--output-dir", str(split)).returncode == 0
+        )
+    refused(tmp_path, words, *arguments.replace("MODEL", MODEL).replace("SPLIT", str(split)).split())
+
+
+def test_a_balanced_plan_has_fewer_layers_where_the_head_is(tmp_path: Path) -> None:
+    from zmqpp.cli import serve_plan
+
+    model = str(write_model(tmp_path / "m", config_of(6), large_head(6)))
+    (plan,) = serve_plan.serve_plans(parsed(["--num-stages", "2", "--balance", "compute"]), model, [])
+    assert [str(layers) for layers in plan.ranges] == ["0-4", "4-6"]
+    (even,) = serve_plan.serve_plans(parsed(["--num-stages", "2"]), model, [])
+    assert even.ranges == []
 
 
 def test_a_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
@@ -86,12 +104,12 @@ def test_a_busy_port_of_any_replica_is_found(tmp_path: Path) -> None:
 
 def test_replicas_share_ports_cores_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from zmqpp.cli import serve_plan
-    from zmqpp.pipeline import devices, room
+    from zmqpp.pipeline import cores, devices, room
 
-    for name in ("OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE"):
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE", cores.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    monkeypatch.setattr(devices, "cpu_limit", lambda: None)
+    monkeypatch.setattr(cores, "cpu_limit", lambda: None)
     for module in (devices, room):
         monkeypatch.setattr(module, "available_bytes", lambda: 10 << 30)
     words = ["--data-parallel-size", "3", "--num-stages", "2", "--base-port", "15600", "--api-port", "15700"]
@@ -103,7 +121,7 @@ def test_replicas_share_ports_cores_and_memory(monkeypatch: pytest.MonkeyPatch, 
     ]
     assert [plan.api.port for plan in plans] == [15700, 15701, 15702]
     stages = [stage for plan in plans for stage in plan.stages]
-    assert {stage.environment["OMP_NUM_THREADS"] for stage in stages} == {"2"}
+    assert {stage.environment["OMP_NUM_THREADS"] for stage in stages} == {"4"}
     share = str(int(0.4 * (10 << 30) / 6))
     assert all(stage.arguments[-2:] == ("--kv-cache-memory-bytes", share) for stage in stages)
     monkeypatch.setattr(serve_plan, "visible_devices", lambda _: [str(n) for n in range(6)])

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.checkpoints import config_of, contents, export, llama_names, qwen, stages, tensors_of, write_model
+from tests.checkpoints import (
+    config_of,
+    contents,
+    export,
+    large_head,
+    llama_names,
+    qwen,
+    stages,
+    tensors_of,
+    write_model,
+)
 from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.manifest import read_manifest
 from zmqpp.models import docs_llama
@@ -144,6 +154,7 @@ def test_a_model_of_links_as_the_hub_keeps_them_becomes_real_files(tmp_path: Pat
             "overlap: stage 0 (0-3) and stage 1 (2-5) both hold layers 2-3 (and 1 more",
         ),
         (["--ranges", "0-3", "3-x"], "not of the form A-B"),
+        (["--ranges", "0-3", "3-6", "--balance", "compute"], "--balance chooses the ranges"),
         (["--num-stages", "3", "--ranges", "0-3", "3-6"], "--pipeline-parallel-size 3 but 2 ranges"),
         (["--num-stages", "2", "--max-shard-size", "big"], "size 'big' is not of the form 5GB"),
         (["--num-stages", "2", "--max-shard-size", "0"], "must be above 0"),
@@ -156,6 +167,21 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1 and said.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_balanced_split_gives_the_stage_with_the_head_fewer_layers(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", config_of(6), large_head(6))
+    assert export(model, tmp_path / "even", "--num-stages", "2") == 0
+    assert export(model, tmp_path / "balanced", "--num-stages", "2", "--balance", "compute") == 0
+    sizes = {
+        name: [
+            sum(tensor.size_bytes for tensor in Checkpoint.open(str(stage)).tensors.values())
+            for stage in stages(tmp_path / name)
+        ]
+        for name in ("even", "balanced")
+    }
+    assert sum(sizes["even"]) == sum(sizes["balanced"]) and max(sizes["balanced"]) < max(sizes["even"])
+    assert [str(stage.layers) for stage in read_manifest(tmp_path / "balanced").stages] == ["0-4", "4-6"]
 
 
 @pytest.mark.parametrize("place", [".", "inside", "inside/deep"])

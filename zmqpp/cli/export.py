@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmqpp.cli.split_arguments import add_ranges, split_texts, stage_count
+from zmqpp.cli.split_arguments import add_ranges, check_balance, split_texts, stage_count
 from zmqpp.errors import ConfigError
 from zmqpp.extras import require
 from zmqpp.pipeline.signals import StopRequested, StopSignals
@@ -28,6 +28,7 @@ _EXAMPLES = """\
 examples:
   zmqpp export --model /path/to/Llama-3-8B --pipeline-parallel-size 4 --output-dir /path/to/pipeline
   zmqpp export --model Qwen/Qwen3-0.6B --ranges 0-12 12-28 --output-dir pipeline --max-shard-size 2GB
+  zmqpp export --model Qwen/Qwen3-0.6B --num-stages 2 --balance compute --output-dir pipeline
 
 A stopped or killed export goes on when the same command is given again. The folder is whole once it has
 pipeline.json. Serve it with: zmqpp serve --pipeline-dir /path/to/pipeline
@@ -58,6 +59,7 @@ def add_to(subparsers: argparse._SubParsersAction[Any]) -> None:
     add_ranges(
         parser, "layers of each stage, half-open, apart or with commas: --ranges 0-8 8-16 (default: even)"
     )
+    add("--balance", choices=("memory", "compute"), help="choose the ranges whose largest stage is smallest")
     add(
         "--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default: %(default)s)"
     )
@@ -98,12 +100,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _ranges(arguments: argparse.Namespace, checkpoint: Checkpoint) -> list[LayerRange]:
+    from zmqpp.checkpoint.balance import balanced_ranges
     from zmqpp.layers import LayerRange, even_ranges
 
     texts = split_texts(arguments.ranges)
+    check_balance(arguments.balance, texts)
     stages = stage_count(arguments.stages, texts, "--pipeline-parallel-size")
     if stages < 2:
         raise ConfigError(f"{stages} stage is the model itself: a pipeline needs at least 2")
+    if arguments.balance:
+        return balanced_ranges(checkpoint, stages, arguments.balance)
     return [LayerRange.parse(text) for text in texts] or even_ranges(checkpoint.total_layers, stages)
 
 

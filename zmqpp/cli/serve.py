@@ -22,6 +22,7 @@ examples:
   zmqpp serve /models/Llama-3-8B --num-stages 4 --gpu-ids 0,1,2,3
   zmqpp serve --pipeline-dir /models/Llama-3-8B-in-4 --port 8080
   zmqpp serve /models/Llama-3-8B --ranges 0-18 18-32 -- --max-model-len 4096 --dtype bfloat16
+  zmqpp serve /models/Llama-3-8B --num-stages 3 --balance compute         fewer layers where the head is
   zmqpp serve /models/Llama-3-8B --num-stages 2 --data-parallel-size 4    four replicas, on eight GPUs
 
 Then, on the same machine:
@@ -68,6 +69,11 @@ def _add_model(add: Any) -> None:
         help="pipelines of so many stages behind this entry, each with all of the model (default: %(default)s)",
     )
     add("--ranges", nargs="+", metavar="A-B", help="layers of each stage, half-open: --ranges 0-3 3-8")
+    add(
+        "--balance",
+        choices=("memory", "compute"),
+        help="choose the ranges whose largest stage is smallest: the last one, which has the head, gets fewer layers",
+    )
     add("--name", help="what requests call the model (default: MODEL as given, and its last part)")
 
 

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zmqpp.checkpoint.balance import balanced_ranges
+from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.checkpoint.fit import check_code_allowed, check_files, check_layers, read_config
 from zmqpp.checkpoint.pipelining import check_pipelined
 from zmqpp.checkpoint.split import Split, open_split
 from zmqpp.cli.passing import check_flags, check_keys
+from zmqpp.cli.split_arguments import check_balance
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange, parse_ranges
 from zmqpp.pipeline.devices import memory_flags, parse_gpu_ids, stage_environment, visible_devices
@@ -48,6 +51,7 @@ def serve_plans(arguments: argparse.Namespace, model: str | None, flags: Sequenc
     check_replicas(replicas)
     vllm_flags = check_flags(flags, _TAKEN)
     check_keys(vllm_flags)
+    check_balance(arguments.balance, arguments.ranges)
     split = _split(arguments, model)
     ranges = parse_ranges(arguments.ranges or [])
     gpu_ids = parse_gpu_ids(arguments.gpu_ids)
@@ -62,6 +66,8 @@ def serve_plans(arguments: argparse.Namespace, model: str | None, flags: Sequenc
     ranks = ranks_given(vllm_flags) or 1
     stages = _stages(arguments, split, ranges, len(gpu_ids or devices) // (ranks * replicas))
     _check_model(split, model, stages, ranges, vllm_flags)
+    if model is not None and arguments.balance:
+        ranges = balanced_ranges(Checkpoint.open(model), stages, arguments.balance)
     models = [str(path) for path in split.models] if split else ()
     check_room(replicas, stages * ranks, models or [str(model)], on_gpus=bool(devices))
     all_stages = replicas * stages
@@ -99,8 +105,9 @@ def _split(arguments: argparse.Namespace, model: str | None) -> Split | None:
     folder = Path(model or arguments.pipeline_dir).expanduser()
     if model is not None and not ((folder / "stage_0").is_dir() and not (folder / "config.json").exists()):
         return None
-    if arguments.ranges:
-        raise ConfigError("--ranges: a split model has its ranges already; leave them out, or give MODEL")
+    for option, given in (("--ranges", arguments.ranges), ("--balance", arguments.balance)):
+        if given:
+            raise ConfigError(f"{option}: a split model has its ranges already; leave it out, or give MODEL")
     return open_split(folder, arguments.num_stages)
 
 

@@ -12,6 +12,12 @@ def add_ranges(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("--ranges", nargs="+", metavar="A-B", help=help_text)
 
 
+def check_balance(balance: str | None, ranges: Sequence[str] | None) -> None:
+    """Raises ConfigError where both --balance and --ranges were given."""
+    if balance and ranges:
+        raise ConfigError("--balance chooses the ranges: leave --ranges out, or --balance")
+
+
 def split_texts(texts: Sequence[str] | None) -> list[str]:
     """`0-8 8-16` and `0-8,8-16` alike."""
     parts = [part.strip() for text in texts or [] for part in text.split(",")]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from zmqpp.checkpoint.balance import balanced_ranges
+from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.cores import core_environment
 from zmqpp.pipeline.launcher import Launcher
@@ -41,6 +43,8 @@ class Setup:
     lane: str = ""
     flags: tuple[str, ...] = ()
     lent: bool = True
+    balance: bool = False
+    """Fewer layers where the head is."""
 
 
 SETUPS = {
@@ -52,6 +56,7 @@ SETUPS = {
         Setup("vllm-lent", "vLLM's -pp 2, cores lent", 2),
         Setup("shm", "zmqpp, 2 stages, shm", 2, "shm"),
         Setup("shm-divided", "zmqpp, shm, cores divided", 2, "shm", lent=False),
+        Setup("shm-balanced", "the same, balanced layers", 2, "shm", lent=False, balance=True),
         Setup("tcp", "zmqpp, 2 stages, tcp", 2, "tcp"),
         Setup("shm-4", "zmqpp, 4 stages, shm", 4, "shm"),
         Setup("tcp-4", "zmqpp, 4 stages, tcp", 4, "tcp"),
@@ -76,11 +81,13 @@ def serve(setup: Setup, model: Path, flags: Sequence[str], logs: Path) -> Iterat
 def _pipeline(setup: Setup, model: Path, flags: Sequence[str], logs: Path) -> Iterator[str]:
     base = free_base_port(setup.stages + 2)
     cores = core_environment(setup.stages, lends=setup.lent)
+    ranges = balanced_ranges(Checkpoint.open(str(model)), setup.stages, "compute") if setup.balance else ()
     plan = PipelinePlan(
         model=str(model),
         total=setup.stages,
         base_port=base,
         api=ApiEndpoint("127.0.0.1", base + setup.stages + 1, NAME),
+        ranges=ranges,
         arguments=tuple(flags),
         environments=[{**_NO_USAGE, **cores, "ZMQPP_LANE": setup.lane}] * setup.stages,
     )
