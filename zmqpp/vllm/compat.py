@@ -2,7 +2,7 @@
 
 `SYMBOLS` is what the contract test walks: when vLLM moves one of them, that test fails by its name, and so
 does start-up (`check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here
-(but for what `warm.py` tries, and can do without).
+(but for those of Model Runner V2, in `compat_v2.py`, and what `warm.py` tries and can do without).
 """
 
 from __future__ import annotations
@@ -75,22 +75,6 @@ SYMBOLS: dict[str, str] = {
     "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",
     "vllm.config:VllmConfig.use_v2_model_runner": "the same on every stage",
     "vllm.triton_utils:HAS_TRITON": "Model Runner V2 needs it",
-}
-
-V2_VLLM = ("0.32",)
-"""Minor versions of vLLM whose Model Runner V2 is known here."""
-
-V2_SYMBOLS: dict[str, str] = {
-    # looked at where V2 runs only, after the platform's worker: on CPU that replaces what these import
-    "vllm.v1.worker.gpu.pp_utils:PPHandler": "replaced: tokens come with the steps",
-    "vllm.v1.worker.gpu.pp_utils:compute_need_sampled_mask": "which requests of a step draw a token",
-    "vllm.v1.worker.gpu.model_runner:PPHandler": "the same name, imported there",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests": "forgets requests",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.update_pp_decode_requests": "takes tokens in",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens": "ends a step on every stage",
-    "vllm.v1.worker.gpu.states:RequestState": "which requests the runner knows",
-    "vllm.utils.torch_utils:async_tensor_h2d": "brings tokens to the device",
-    "vllm.v1.core.sched.async_scheduler:AsyncScheduler": "schedules steps before tokens are there",
 }
 
 WIRE_MODULES = (
@@ -194,31 +178,6 @@ def worker_modules() -> list[ModuleType]:
         # First the CPU worker: its `shm` module must precede every other v1.worker module.
         names.insert(0, "vllm.v1.worker.cpu_worker")
     return [importlib.import_module(name) for name in names]
-
-
-def v2_modules() -> list[ModuleType]:
-    """The modules of Model Runner V2 that name `PPHandler`.
-
-    Raises:
-        UnsupportedError: what V2 consists of is not what is known here.
-    """
-    worker_modules()
-    if moved := [name for name in V2_SYMBOLS if not exists(name)]:
-        raise UnsupportedError(
-            f"vLLM {vllm_version()}: its Model Runner V2 lacks {moved[0]}, which zmqpp needs: "
-            f"set VLLM_USE_V2_MODEL_RUNNER=0, on every stage"
-        )
-    return [importlib.import_module(f"vllm.v1.worker.gpu.{name}") for name in ("pp_utils", "model_runner")]
-
-
-def need_sampled_mask() -> Any:
-    """`compute_need_sampled_mask(input_batch)`: a bool array of its requests, or None."""
-    return v2_modules()[0].compute_need_sampled_mask
-
-
-def uploader() -> Any:
-    """`async_tensor_h2d(array, device=…)`: from the host, without waiting for the device."""
-    return importlib.import_module("vllm.utils.torch_utils").async_tensor_h2d
 
 
 def configure_logging(vllm_config: Any) -> None:

@@ -10,7 +10,7 @@ import os
 from typing import Any, Literal
 
 from zmqpp.errors import ConfigError, UnsupportedError
-from zmqpp.vllm import compat
+from zmqpp.vllm import compat, compat_v2
 
 __all__ = ["adopt_runner", "check_runner", "forget_adopted", "prefer_runner", "runner_of"]
 
@@ -63,8 +63,8 @@ def _needs_v1(engine_args: Any) -> str:
     from vllm.triton_utils import HAS_TRITON
 
     version = compat.vllm_version()
-    if compat.minor(version) not in compat.V2_VLLM:
-        return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat.V2_VLLM)} is"
+    if compat.minor(version) not in compat_v2.SUPPORTED_VLLM:
+        return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat_v2.SUPPORTED_VLLM)} is"
     if not HAS_TRITON:
         return "needs Triton, which has no driver here"
     if engine_args.speculative_config is not None:
