@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -37,7 +37,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 class Load:
     """All cases, sixteen at a time, while something happens to the pipeline."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, cases: Mapping[str, Any] = CASES) -> None:
+        self._cases = cases
         self.answers: dict[str, Any] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(served,))
@@ -45,7 +46,7 @@ class Load:
 
     def _run(self, served: Served) -> None:
         try:
-            self.answers = served.answers(CASES, at_once=16)
+            self.answers = served.answers(self._cases, at_once=16)
         except Exception as error:
             self.error = error
 

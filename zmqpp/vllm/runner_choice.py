@@ -47,15 +47,17 @@ def check_runner(config: Any, engine_args: Any) -> None:
     Raises:
         UnsupportedError: V2 with what it cannot do here, or V1 with async scheduling.
     """
-    asked = bool(engine_args.async_scheduling)
-    if runner_of(config) == "V1" and asked:
-        raise UnsupportedError(
-            f"--async-scheduling needs Model Runner V2 with external stages: set {VARIABLE}=1, or leave it out"
-        )
-    if runner_of(config) == "V2":
-        if why := _needs_v1(engine_args):
-            raise _refused(why)
-        config.scheduler_config.async_scheduling |= asked
+    asked, scheduling = bool(engine_args.async_scheduling), config.scheduler_config
+    if runner_of(config) == "V1":
+        if asked:
+            raise UnsupportedError(
+                f"--async-scheduling needs Model Runner V2 with external stages: set {VARIABLE}=1, or leave it out"
+            )
+        scheduling.async_scheduling = False  # Older versions of vLLM would have it.
+        return
+    if why := _needs_v1(engine_args):
+        raise _refused(why)
+    scheduling.async_scheduling |= asked
 
 
 def _needs_v1(engine_args: Any) -> str:
