@@ -113,7 +113,7 @@ def leave(served: Served, prompt: str) -> None:
 def test_every_request_goes_on_after_stage_1_was_killed(
     served: Served, alone: dict[str, Any], delay_s: float
 ) -> None:
-    load = Load(served, CASES)
+    load = Load(served, CASES, SLOW_S)
     time.sleep(delay_s)
     kill(served, 1)
     answers = load.wait()
