@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -37,7 +37,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 class Load:
     """All cases, sixteen at a time, while something happens to the pipeline."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, cases: Mapping[str, Any] = CASES, back_s: float = BACK_S) -> None:
+        self._cases, self._back_s = cases, back_s
         self.answers: dict[str, Any] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(served,))
@@ -45,12 +46,12 @@ class Load:
 
     def _run(self, served: Served) -> None:
         try:
-            self.answers = served.answers(CASES, at_once=16)
+            self.answers = served.answers(self._cases, at_once=16, timeout_s=self._back_s)
         except Exception as error:
             self.error = error
 
     def wait(self) -> dict[str, Any]:
-        self._thread.join(BACK_S)
+        self._thread.join(self._back_s)
         assert not self._thread.is_alive(), "requests hang"
         assert self.error is None, self.error
         return self.answers

@@ -9,6 +9,7 @@ import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -161,3 +162,12 @@ def test_the_switch_is_on_off_or_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("ZMQPP_BALANCE_BATCHES", "yes")
     with pytest.raises(ConfigError, match="ZMQPP_BALANCE_BATCHES='yes'"):
         wants_balance()
+
+
+def test_async_scheduling_divides_what_may_decode_among_the_stages() -> None:
+    """One batch more is in flight than there are stages, but none of its requests waits for its own token."""
+    scheduler = _scheduler(2, AsyncScheduler)
+    scheduler.use_v2_model_runner = True
+    balance_batches(scheduler, 2)
+    _add(scheduler, range(16))
+    assert set(_sizes(scheduler, 3, 14)[-6:]) == {8}

@@ -19,6 +19,7 @@ MESSAGES: list[control.AnyMessage] = [
     control.RpcReply(3, 0, payload=b"y"),
     control.RpcReply(3, 0, error="why"),
     control.Exec(1, 5, True, b"z"),
+    control.Exec(2, 5, True, b"z", [control.Sampled(1, [4, control.NO_TOKEN])]),
     control.Sample(1, b"m"),
     control.StepReply(1, b"t"),
     control.Report(1, b"r"),
@@ -48,6 +49,8 @@ def test_other_bytes_are_malformed(body: bytes) -> None:
         {"verb": "rpc", "call": 1},
         {"verb": "rpc", "call": "1", "method": "x", "payload": b""},
         {"verb": "exec", "step": 1, "tokens": 1, "sample": True, "payload": b"", "more": 1},
+        {"verb": "exec", "step": 1, "tokens": 1, "sample": True, "payload": b"", "sampled": [[1, [-2]]]},
+        {"verb": "exec", "step": 1, "tokens": 1, "sample": True, "payload": b"", "sampled": [[1, [1 << 31]]]},
         [1, 2],
     ],
 )

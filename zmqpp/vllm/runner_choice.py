@@ -10,7 +10,7 @@ import os
 from typing import Any, Literal
 
 from zmqpp.errors import ConfigError, UnsupportedError
-from zmqpp.vllm import compat
+from zmqpp.vllm import compat, compat_v2
 
 __all__ = ["adopt_runner", "check_runner", "forget_adopted", "prefer_runner", "runner_of"]
 
@@ -47,15 +47,17 @@ def check_runner(config: Any, engine_args: Any) -> None:
     Raises:
         UnsupportedError: V2 with what it cannot do here, or V1 with async scheduling.
     """
-    asked = bool(engine_args.async_scheduling)
-    if runner_of(config) == "V1" and asked:
-        raise UnsupportedError(
-            f"--async-scheduling needs Model Runner V2 with external stages: set {VARIABLE}=1, or leave it out"
-        )
-    if runner_of(config) == "V2":
-        if why := _needs_v1(engine_args):
-            raise _refused(why)
-        config.scheduler_config.async_scheduling |= asked
+    asked, scheduling = bool(engine_args.async_scheduling), config.scheduler_config
+    if runner_of(config) == "V1":
+        if asked:
+            raise UnsupportedError(
+                f"--async-scheduling needs Model Runner V2 with external stages: set {VARIABLE}=1, or leave it out"
+            )
+        scheduling.async_scheduling = False  # Older versions of vLLM would have it.
+        return
+    if why := _needs_v1(engine_args):
+        raise _refused(why)
+    scheduling.async_scheduling |= asked
 
 
 def _needs_v1(engine_args: Any) -> str:
@@ -63,8 +65,8 @@ def _needs_v1(engine_args: Any) -> str:
     from vllm.triton_utils import HAS_TRITON
 
     version = compat.vllm_version()
-    if compat.minor(version) not in compat.V2_VLLM:
-        return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat.V2_VLLM)} is"
+    if compat.minor(version) not in compat_v2.SUPPORTED_VLLM:
+        return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat_v2.SUPPORTED_VLLM)} is"
     if not HAS_TRITON:
         return "needs Triton, which has no driver here"
     if engine_args.speculative_config is not None:

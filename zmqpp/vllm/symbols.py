@@ -2,12 +2,12 @@
 
 `SYMBOLS` is what the contract test walks: when vLLM moves one of them, that test fails by its name, and so
 does start-up (`compat.check_vllm`). Nothing else in zmqpp imports from vLLM's internals by a name not listed here
-(but for what `warm.py` tries, and can do without).
+(but for those of Model Runner V2, in `compat_v2.py`, and what `warm.py` tries and can do without).
 """
 
 from __future__ import annotations
 
-__all__ = ["SYMBOLS", "V2_SYMBOLS"]
+__all__ = ["SYMBOLS"]
 
 SYMBOLS: dict[str, str] = {
     # flags and dispatch
@@ -60,17 +60,4 @@ SYMBOLS: dict[str, str] = {
     "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",
     "vllm.config:VllmConfig.use_v2_model_runner": "the same on every stage",
     "vllm.triton_utils:HAS_TRITON": "Model Runner V2 needs it",
-}
-
-V2_SYMBOLS: dict[str, str] = {
-    # looked at where V2 runs only, after the platform's worker: on CPU that replaces what these import
-    "vllm.v1.worker.gpu.pp_utils:PPHandler": "replaced: tokens come with the steps",
-    "vllm.v1.worker.gpu.pp_utils:compute_need_sampled_mask": "which requests of a step draw a token",
-    "vllm.v1.worker.gpu.model_runner:PPHandler": "the same name, imported there",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests": "forgets requests",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.update_pp_decode_requests": "takes tokens in",
-    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens": "ends a step on every stage",
-    "vllm.v1.worker.gpu.states:RequestState": "which requests the runner knows",
-    "vllm.utils.torch_utils:async_tensor_h2d": "brings tokens to the device",
-    "vllm.v1.core.sched.async_scheduler:AsyncScheduler": "schedules steps before tokens are there",
 }
