@@ -1,4 +1,4 @@
-"""A tiny model that looks at images: BLIP-2 with an OPT behind it, the only kind whose processor needs no torchvision."""
+"""A tiny model that looks at images: BLIP-2 with an OPT behind it, whose processor needs no torchvision."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     offline.py TASK.json ANSWER.json
 
-The task is {"model", "settings" of LLM, "ask": [[{"prompt" or "prompt_token_ids"}, settings of SamplingParams], ..]}, or
-"pool": [pooling task, [text, ..]] in place of "ask". The answer is {"answers": token ids and their logprobs, or vectors; "metrics": what
+The task is {"model", "settings" of LLM, "ask": [[{"prompt"}, settings of SamplingParams], ..]}, or in place of "ask"
+"pool": [pooling task, [text, ..]]. The answer is {"answers": token ids and their logprobs, or vectors; "metrics": what
 vLLM counted; "loads": what each stage has read}.
 """
 

@@ -1,4 +1,4 @@
-"""The same questions to one vLLM process and to a pipeline, both as forks of the zygote: the lightest way to compare."""
+"""The same questions to one vLLM process and to a pipeline, both as forks of the zygote."""
 
 from __future__ import annotations
 

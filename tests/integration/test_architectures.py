@@ -16,8 +16,6 @@ from tests.integration.zygote import Zygote
 from zmqpp.checkpoint.checkpoint import Checkpoint
 from zmqpp.pipeline.ports import free_base_port
 
-SHORT = "GPT-2"
-"""Unlike Llama in everything: names, learned positions, biases, tied embeddings, fused and transposed weights."""
 CUT = [(0, 3), (3, LAYERS)]
 
 
@@ -32,10 +30,8 @@ def assert_read_only_its_own(found: Found, model: Path) -> None:
         assert own and len(own) <= load["tensors_read"] <= len(own) + outside
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == SHORT else long_only) for name in ARCHITECTURES],
-)
+@long_only
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     settings: dict[str, Any] = architecture.settings_of_vllm

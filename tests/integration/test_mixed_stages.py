@@ -1,4 +1,4 @@
-"""Stages that hold the same model in different forms: what travels is cast, answers are close and the same every time."""
+"""Stages that hold one model in different forms: what travels is cast, answers are close, and the same every time."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ COMMON = (
     *("--max-num-batched-tokens", str(STEP_TOKENS), "--block-size", "32"),
 )
 AMPLE = (*COMMON, "--kv-cache-memory-bytes", str(128 << 20))
-SCARCE = (*COMMON, "--num-gpu-blocks-override", "34")
+SCARCE = (*AMPLE, "--num-gpu-blocks-override", "34")
 """Room for one request of full length, or for eight of `CASES`."""
 _BODY = {"max_tokens": LENGTH, "ignore_eos": True, "temperature": 0}
 CASES: dict[str, dict[str, Any]] = {
