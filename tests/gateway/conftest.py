@@ -25,6 +25,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.word = ready()
+        self.lost_from_outside = True
 
     def status(self) -> PipelineStatus:
         return self.word

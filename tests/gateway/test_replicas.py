@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,6 +143,20 @@ def test_a_stream_that_has_told_nothing_moves_and_none_is_told_twice() -> None:
         replicas.stages[1 - at].go()
         assert told.done().text == "data: {}\n\n"
         until(lambda: "/late" in replicas.stages[at].aborts(), "the first one is aborted")
+
+
+def test_a_request_that_may_have_made_a_stage_fail_does_not_go_on_to_the_next_replica() -> None:
+    with several() as replicas:
+        waiting = Background(f"{replicas.url}/wait/1")
+        until(lambda: sum(one.running for one in replicas.entrances) == 1, "it runs")
+        at = [one.running for one in replicas.entrances].index(1)
+        replicas.sources[at].lost_from_outside = False
+        replicas.lose(at)
+        assert ask(replicas.url + "/digest").status_code == 200, "others go elsewhere"
+        time.sleep(1.0)  # five looks
+        assert replicas.entrances[at].running == 1
+        replicas.stages[at].go()
+        assert waiting.done().status_code == 200
 
 
 def test_an_error_of_a_pipeline_that_has_failed_is_not_the_answer_while_another_one_works() -> None:

@@ -107,6 +107,7 @@ def test_a_lost_stage_is_replaced_in_its_replica_and_the_other_hears_nothing_of_
         before = running.pids()
         os.kill(before[1][0], signal.SIGKILL)
         running.await_true(lambda: running.status(1).state == "recovering")
+        assert running.replicas.all[1].supervisor.lost_from_outside
         assert running.status(0).state == "ready"
         running.await_true(lambda: running.status(1).recoveries == 1)
         after = running.pids()
@@ -128,6 +129,8 @@ def test_one_that_fails_for_good_leaves_the_others_and_the_last_one_ends_all(tmp
 
     def act() -> None:
         running.await_true(lambda: running.status(1).state == "failed")
+        assert not running.replicas.all[1].supervisor.lost_from_outside
+        assert running.replicas.all[0].supervisor.lost_from_outside
         assert running.status(0).state == "ready"
         with pytest.raises(RemoteError, match="replica 1 has ended"):
             running.order(restart("1.0"))

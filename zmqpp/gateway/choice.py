@@ -57,10 +57,14 @@ class Choice:
         return any(self._rank(one) <= rank for one in self.replicas if one not in tried)
 
     async def until_elsewhere_is_better(self, replica: Replica, tried: Collection[Replica]) -> None:
-        """Returns when this replica has lost something, and another one has not."""
+        """Returns when this replica has lost something, and another one has not.
+
+        Never where a stage failed by itself: a request that makes stages fail would go through all replicas.
+        """
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._all_ready()[replica.number] and self.has_another([replica, *tried], READY):
+            lost = not self._all_ready()[replica.number] and replica.source.lost_from_outside
+            if lost and self.has_another([replica, *tried], READY):
                 return
 
     def _all_ready(self) -> list[bool]:

@@ -167,7 +167,7 @@ class _Passing:
             if not self._may_go_elsewhere([*self._tried, replica]):
                 return False
             if replica.rank() != READY:
-                return True
+                return replica.source.lost_from_outside
             await asyncio.sleep(_NOTICE_S / _LOOKS)
         return False
 

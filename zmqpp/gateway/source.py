@@ -30,6 +30,11 @@ class Source(Protocol):
         """States, pids, logs, restarts and events; what only stage 0 measures keeps its default."""
         ...
 
+    @property
+    def lost_from_outside(self) -> bool:
+        """What is away was killed or cut off. Where it failed by itself, what it was asked may be to blame."""
+        ...
+
 
 def merged(ours: PipelineStatus, theirs: PipelineStatus | None) -> PipelineStatus:
     """One status of both: stage 0's for what it measures, the launcher's for processes and for what is not ready.

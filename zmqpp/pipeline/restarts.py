@@ -22,12 +22,15 @@ class Restarts:
 
     def __init__(self, most: int) -> None:
         self.total = 0
+        self.from_outside = True
+        """Whether nothing failed by itself since all were ready. Thread: any."""
         self._most, self._in_a_row = most, 0
         self._ready_at: float | None = None
         self._kills: list[float] = []
 
     def ready(self) -> None:
         """All stages are."""
+        self.from_outside = True
         self._ready_at = time.monotonic()
 
     def lose(self, *, from_outside: bool) -> bool:
@@ -36,6 +39,7 @@ class Restarts:
         Args:
             from_outside: a process was killed, and did not fail by itself.
         """
+        self.from_outside &= from_outside
         now = time.monotonic()
         calm_s = now - self._ready_at if self._ready_at is not None else 0.0
         self._ready_at = None

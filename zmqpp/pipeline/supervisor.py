@@ -282,6 +282,12 @@ class Supervisor:
             except LaunchError as again:
                 error = again
 
+    @property
+    def lost_from_outside(self) -> bool:
+        """See gateway/source: no stage failed by itself since all were ready. Thread: any."""
+        failed = any(state.phase == "failed" for state in self._launcher.states)
+        return self._restarts.from_outside and not failed
+
     def _enter(self, state: str, reason: str) -> None:
         self._state, self._since, self._reason = state, time.time(), reason
         self._orders.state = state
