@@ -51,7 +51,7 @@ class ExternalStageExecutor(Executor):
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:
-        """With Model Runner V2, as vLLM and `runner_choice.py` have it."""
+        """With Model Runner V2: `runner_choice.py`."""
         return True
 
     def _init_executor(self) -> None:
@@ -190,7 +190,12 @@ class ExternalStageExecutor(Executor):
     def recover_if_lost(self) -> None:
         """A stage was lost in an idle moment. Thread: the engine's."""
         if self.ring.lost is not None and self.ring.recover is not None:
+            self._keep_async()
             self.ring.recover()
+
+    def _keep_async(self) -> None:
+        """vLLM's CPU platform clears it again; see `_settings`."""
+        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
@@ -218,15 +223,14 @@ class ExternalStageExecutor(Executor):
 
     def _begin_serving(self) -> None:
         self._serving = True
-        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
+        self._keep_async()
         scheduler = getattr(self.engine, "scheduler", None)
         if scheduler is None:
             return
         if self.vllm_config.speculative_config is not None:
             follow_up_drafts(scheduler)
         if self._balances:
-            # A decode leaves only when its token is back: as many as there are stages, though with async scheduling
-            # one more batch may be on its way.
+            # A decode leaves when its token is back: one batch a stage, though async scheduling has one more on its way.
             balance_batches(scheduler, self.options.total_stages)
 
     def _draft_limits(self) -> tuple[int, int]:
