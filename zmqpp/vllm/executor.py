@@ -24,7 +24,7 @@ from zmqpp.vllm.batches import balance_batches, wants_balance
 from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.engine_core import announce_engine
-from zmqpp.vllm.feedback import TokenFeedback
+from zmqpp.vllm.feedback import feedback_for
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
@@ -51,7 +51,7 @@ class ExternalStageExecutor(Executor):
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:
-        """With Model Runner V2, as vLLM and `runner_choice.py` have it."""
+        """With Model Runner V2: `runner_choice.py`."""
         return True
 
     def _init_executor(self) -> None:
@@ -66,7 +66,7 @@ class ExternalStageExecutor(Executor):
         self._ranks: list[int] = []
         """Workers of each stage, once they are known."""
         self._settings = shared_settings(self.vllm_config)
-        """As stage 0 resolved them: vLLM's engine process goes through its configuration again when it is up."""
+        """As stage 0 resolved them: vLLM's engine goes through its configuration again when it is up."""
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
@@ -79,8 +79,7 @@ class ExternalStageExecutor(Executor):
             self.publisher = Publisher(self.board)
             self.ring = EngineRing(self.first.link, self.board, self.first.check)
             self.ring.flights.draft_limits = self._draft_limits()
-            if runner_of(self.vllm_config) == "V2" and self.model_config.runner_type != "pooling":
-                self.ring.flights.feedback = TokenFeedback(self.model_config.get_vocab_size())
+            self.ring.flights.feedback = feedback_for(self.vllm_config)
             self.tracing = Tracing(self.ring, self.board)
             self.ring.on_tick = self.publisher.publish_if_due
             failure.watch_parent(self._abandon)
@@ -190,7 +189,12 @@ class ExternalStageExecutor(Executor):
     def recover_if_lost(self) -> None:
         """A stage was lost in an idle moment. Thread: the engine's."""
         if self.ring.lost is not None and self.ring.recover is not None:
+            self._keep_async()
             self.ring.recover()
+
+    def _keep_async(self) -> None:
+        """vLLM's CPU platform clears it again; see `_settings`."""
+        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """Start a step on every stage; its tokens come with `sample_tokens`."""
@@ -218,15 +222,14 @@ class ExternalStageExecutor(Executor):
 
     def _begin_serving(self) -> None:
         self._serving = True
-        self.vllm_config.scheduler_config.async_scheduling = self._settings.get("async_scheduling", False)
+        self._keep_async()
         scheduler = getattr(self.engine, "scheduler", None)
         if scheduler is None:
             return
         if self.vllm_config.speculative_config is not None:
             follow_up_drafts(scheduler)
         if self._balances:
-            # A decode leaves only when its token is back: as many as there are stages, though with async scheduling
-            # one more batch may be on its way.
+            # A decode leaves when its token is back: one batch a stage, even where one more may be in flight.
             balance_batches(scheduler, self.options.total_stages)
 
     def _draft_limits(self) -> tuple[int, int]:

@@ -18,8 +18,16 @@ from typing import Any
 from zmqpp import control
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
+from zmqpp.vllm.runner_choice import runner_of
 
-__all__ = ["TokenFeedback"]
+__all__ = ["TokenFeedback", "feedback_for"]
+
+
+def feedback_for(config: Any) -> TokenFeedback | None:
+    """Of an engine with vLLM's `config`; None where its steps need none."""
+    if runner_of(config) == "V1" or config.model_config.runner_type == "pooling":
+        return None
+    return TokenFeedback(config.model_config.get_vocab_size())
 
 
 class TokenFeedback:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,11 +77,26 @@ class PipelineGroup(GroupCoordinator):
         self.use_cpu_custom_send_recv = False
         self._pending_isends = deque()
         self._expected: dict[str, Any] | None = None
+        self._buffers: dict[str, Any] = {}
+        self._warms_up = False
 
     def expect(self, activations: Any) -> None:
         """Take only tensors like those of `activations`, vLLM's buffers for them, from now on; None: take any."""
         if activations is not None:
+            self._buffers = dict(activations.items())
             self._expected = {name: held.shape[1:] for name, held in activations.items()}
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Nothing is sent, and vLLM's own buffers are what is received: a stage may warm up while the others serve.
+
+        Model Runner V2 warms up by whole steps (vllm/v1/worker/gpu/warmup.py), on GPUs.
+        """
+        self._warms_up = True
+        try:
+            yield
+        finally:
+            self._warms_up = False
 
     def use_device(self, device: torch.device) -> None:
         """Take activations there from now on, wherever the stage before computed them."""
@@ -108,6 +124,8 @@ class PipelineGroup(GroupCoordinator):
     ) -> list[Any]:
         """Post this step's activations to the next stage; returns [metadata handle, send handle]."""
         self._check_neighbour("dst", dst, (self.rank + 1) % self.world_size)
+        if self._warms_up:
+            return [Done(), Done()]
         with self.recorder.sending():
             ticket = self.link.isend_dict(tensor_dict, tag=self.step, timeout_s=self.timeout_s)
         return [Done(), _Sent(ticket, self.recorder)]
@@ -120,6 +138,8 @@ class PipelineGroup(GroupCoordinator):
     ) -> tuple[dict[str, Any], list[Any], list[Callable[[], None]]]:
         """Post the receive of this step's activations; the dict is empty until the handle was waited for."""
         self._check_neighbour("src", src, (self.rank - 1) % self.world_size)
+        if self._warms_up:
+            return dict(self._buffers), [], []
         target: dict[str, Any] = {}
         ticket = self.link.irecv_dict(tag=self.step, timeout_s=self.timeout_s)
         return target, [_Received(ticket, target, self)], []

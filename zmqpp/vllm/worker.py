@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat
+from zmqpp.vllm.calls import WARM_UP
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
@@ -151,7 +153,8 @@ class StageWorker:
         target = getattr(self.wrapper, method, None) if known else None
         if not callable(target):
             raise ConfigError(f"stage {self.stage} has no worker method {method[:80]!r} that others may call")
-        return target(*args, **kwargs)
+        with self.group.warming_up() if method == WARM_UP else nullcontext():
+            return target(*args, **kwargs)
 
     @property
     def _extension(self) -> Any:
