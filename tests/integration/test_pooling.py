@@ -1,4 +1,4 @@
-"""Vectors, classes and scores of models with other heads than Llama's, over two stages: those of one process."""
+"""Vectors and classes of models other than Llama, over two stages: those of one process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ KINDS: dict[str, tuple[Architecture, str, int]] = {
         Architecture("Qwen2Config", "Qwen2ForSequenceClassification", {"num_labels": 3}),
         "classify",
         3,
-    ),
-    "classes of Qwen3": (
-        Architecture("Qwen3Config", "Qwen3ForSequenceClassification", {**_HEAD_32, "num_labels": 2}),
-        "classify",
-        2,
-    ),
-    "scores of Llama": (
-        Architecture("LlamaConfig", "LlamaForSequenceClassification", {"num_labels": 1}),
-        "classify",
-        1,
     ),
 }
 
