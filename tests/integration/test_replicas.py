@@ -108,6 +108,7 @@ def test_a_stage_killed_under_load_costs_no_request(
 
 
 def test_status_metrics_trace_and_models_are_of_all(replicas: Entry, tmp_path: Path) -> None:
+    replicas.served.answers(ASKED, at_once=16, timeout_s=DONE_S)  # a new stage 0 has counted nothing yet
     shown = zmqpp("status", replicas.url, "--once")
     assert shown.returncode == 0 and all(name in shown.stdout for name in ("0.0", "0.1", "1.0", "1.1"))
     text = httpx.get(f"{replicas.url}/metrics", timeout=20).text
