@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMPAT = ROOT / "zmqpp" / "vllm" / "compat.py"
 TESTS = ("tests/contract", "tests/integration")
+_END_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Row:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     known = supported()
     parser = argparse.ArgumentParser(prog="vllm_matrix.py", allow_abbrev=False)
     parser.add_argument("--vllm", nargs="+", default=known, metavar="VERSION")
@@ -65,13 +68,24 @@ def run(version: str, tests: list[str]) -> Row:
     venv, report = ROOT / "build" / f"vllm-{version}", ROOT / "build" / f"vllm-{version}.xml"
     print(f"== vLLM {version}", flush=True)
     install = [sys.executable, str(ROOT / "packaging" / "install.py"), "--vllm", version, str(venv)]
-    if subprocess.run(install, cwd=ROOT, check=False).returncode:
+    if call(install):
         return Row(version, 0, 0, 0, time.monotonic() - started, "could not be installed")
     report.unlink(missing_ok=True)
     started = time.monotonic()
     command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junit-xml={report}", *tests]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = call(command)
     return read(version, report, code, time.monotonic() - started)
+
+
+def call(command: list[str]) -> int:
+    """Its exit code; it ends with us, as by Ctrl-C, so that the servers that tests have started end too."""
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait(_END_S)
+            raise
 
 
 def read(version: str, report: Path, code: int, seconds: float) -> Row:

@@ -108,6 +108,7 @@ def test_a_stage_killed_under_load_costs_no_request(
 
 
 def test_status_metrics_trace_and_models_are_of_all(replicas: Entry, tmp_path: Path) -> None:
+    replicas.served.answers(ASKED, at_once=16, timeout_s=DONE_S)  # a new stage 0 has counted nothing yet
     shown = zmqpp("status", replicas.url, "--once")
     assert shown.returncode == 0 and all(name in shown.stdout for name in ("0.0", "0.1", "1.0", "1.1"))
     text = httpx.get(f"{replicas.url}/metrics", timeout=20).text
@@ -121,12 +122,20 @@ def test_status_metrics_trace_and_models_are_of_all(replicas: Entry, tmp_path: P
     assert set(tokens) == {"0", "1"} and min(tokens.values()) > 0
     assert {one.labels["replica"] for one in families["zmqpp_stage_up"].samples} == {"0", "1"}
     assert len(httpx.get(f"{replicas.url}/v1/models", timeout=20).json()["data"]) == 1
-    with ThreadPoolExecutor(8) as pool:
-        for prompt in PROMPTS:
-            pool.submit(streamed, replicas.url, prompt)
-        summary = as_json(
-            zmqpp("trace", replicas.url, "--seconds", "2", "-o", str(tmp_path / "t.json"), "--json")
-        )
+    enough = threading.Event()
+
+    def keep_asking(prompt: str) -> None:
+        while not enough.is_set():
+            streamed(replicas.url, prompt)
+
+    with ThreadPoolExecutor(4) as pool:
+        for prompt in PROMPTS[:4]:
+            pool.submit(keep_asking, prompt)
+        try:
+            wanted = ("--seconds", "2", "-o", str(tmp_path / "trace.json"), "--json")
+            summary = as_json(zmqpp("trace", replicas.url, *wanted))
+        finally:
+            enough.set()
     assert [stage["stage"] for stage in summary["stages"]] == ["0.0", "0.1", "1.0", "1.1"]
     assert all(stage["compute"] > 0 for stage in summary["stages"])
 
