@@ -20,8 +20,8 @@ VARIABLE = "ZMQPP_LEND_CORES"
 
 _FEW = 4
 """A stage's own part would be less than this."""
-_SPINS = "20000"
-"""libgomp's turns before a thread sleeps: some tens of microseconds, where its default is 300000."""
+_SPINS = "4000"
+"""libgomp's turns before a thread sleeps: tens of microseconds, where its default is 300000."""
 
 
 def core_environment(
