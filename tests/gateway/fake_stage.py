@@ -111,7 +111,8 @@ class FakeStage:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def on_wait(self, scope: Scope, receive: Any, send: Any) -> None:
-        """As any other path, but after /go, which lets all go on that wait now."""
+        """As any other path, but after /go."""
+        self._begun.append(scope["path"])
         await self._gate.wait()
         await self.on_digest(scope, receive, send)
 
