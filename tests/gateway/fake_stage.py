@@ -143,6 +143,7 @@ class FakeStage:
             return await self.on_digest(scope, receive, send)
         body = (await receive())["body"].decode()
         again = body in self._begun
+        self._begun += [value.decode() for name, value in scope["headers"] if name == b"authorization"]
         self._begun.append(body)
         await whole(send, b"already there" if again else b"done", 400 if again else 200, b"text/plain")
 

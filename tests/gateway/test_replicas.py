@@ -261,6 +261,18 @@ def test_a_new_stage_0_gets_the_adapters_before_any_request(capfd: pytest.Captur
     assert "could not load adapter" not in capfd.readouterr().err
 
 
+def test_an_adapter_that_one_had_already_is_loaded_again_with_the_key_of_its_request() -> None:
+    with several() as replicas:
+        body, key = {"lora_name": "a", "lora_path": "/a"}, {"authorization": "Bearer key"}
+        assert post(replicas.stages[1].url + "/v1/load_lora_adapter", json=body).status_code == 200
+        assert post(replicas.url + "/v1/load_lora_adapter", json=body, headers=key).status_code == 400
+        # Replica 0 did it, replica 1 had it: the answer is an error, but all have it now.
+        before = replicas.stages[0].begun()
+        replicas.sources[0].word.stages[0].pid = 999
+        until(lambda: len(replicas.stages[0].begun()) == len(before) + 2, "it is loaded again")
+        assert replicas.stages[0].begun()[-2] == "Bearer key"
+
+
 def test_health_is_ok_degraded_or_neither() -> None:
     with several() as replicas:
         assert ask(replicas.url + "/health").json() == {"status": "ok"}

@@ -346,7 +346,9 @@ def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, 
     config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
     model = copy_model(tmp_path / "model", **config)
     ended = zygote.run(["serve", str(model), *stage(0, 2, port), "--enforce-eager", "--max-model-len", "512"])
-    assert_one_line(ended, "vLLM cannot split BertModel over pipeline stages", "does not implement SupportsPP")
+    assert_one_line(
+        ended, "vLLM cannot split BertModel over pipeline stages", "does not implement SupportsPP"
+    )
 
 
 def test_ranks_that_cannot_share_the_heads_are_refused(zygote: Zygote, port: int) -> None:

@@ -99,6 +99,7 @@ WRONG = {
     "a token beyond the vocabulary": _set(f"{NEW}.prompt_token_ids", [1, 2, 50]),
     "a negative token": _set(f"{NEW}.prompt_token_ids", [-1]),
     "a longer prompt than fits": _set(f"{NEW}.prompt_token_ids", [1] * 101),
+    "a longer prefill than fits": _set(f"{NEW}.prefill_token_ids", [1] * 101),
     "more computed than fits": _set(f"{NEW}.num_computed_tokens", 98),
     "less than nothing computed": _set(f"{NEW}.num_computed_tokens", -1),
     "no sampling parameters": _set(f"{NEW}.sampling_params", {"n": 1}),

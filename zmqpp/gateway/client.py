@@ -62,7 +62,7 @@ class Client:
 
     def drop_body(self) -> None:
         """Stage 0 has answered: what still comes is nobody's, and `read` must not wait for a taker."""
-        self._wanted = False
+        self._wanted, self._kept = False, None
         while not self._arrived.empty():
             self._arrived.get_nowait()
 

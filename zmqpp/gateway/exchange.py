@@ -68,6 +68,7 @@ class Exchange:
         self._send = send
         self._headers: Headers | None = None
         self._at_event_end = True
+        self.path = str(scope["path"])
         self.client_gone = False
 
     @property

@@ -72,7 +72,7 @@ class _Passing:
     async def run(self, scope: Scope) -> None:
         exchange = self._exchange
         to_all = self._choice.are_several and changes_state(scope)
-        serving = self._serve_by_all(scope["path"]) if to_all else self._serve()
+        serving = self._serve_by_all(scope) if to_all else self._serve()
         reading, passing = asyncio.create_task(self._client.read()), asyncio.create_task(serving)
         try:
             await asyncio.wait((reading, passing), return_when=asyncio.FIRST_COMPLETED)
@@ -89,14 +89,17 @@ class _Passing:
 
     async def _tell(self, failure: BaseException | None) -> None:
         exchange = self._exchange
-        if isinstance(failure, Refusal) and not exchange.client_gone:
+        if isinstance(failure, _Left) and not exchange.client_gone:
+            # While it was leaving, there was nobody left to go to.
+            await exchange.fail(503, self.replica.obstacle() or "no replica takes requests now")
+        elif isinstance(failure, Refusal) and not exchange.client_gone:
             await exchange.fail(failure.status, str(failure))
         elif isinstance(failure, httpx.LocalProtocolError) and not exchange.client_gone:
             await exchange.fail(400, f"this request cannot be passed on: {failure}")
         elif isinstance(failure, httpx.TransportError) and not exchange.client_gone:
             unreached = isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout))
             await exchange.fail(503 if unreached else 502, await self._explain(failure))
-        elif failure is not None and not isinstance(failure, asyncio.CancelledError | Refusal):
+        elif failure is not None and not isinstance(failure, asyncio.CancelledError | Refusal | _Left):
             raise failure
 
     async def _serve(self) -> None:
@@ -113,8 +116,8 @@ class _Passing:
                 self._choice.leave(self.replica)
                 self.replica = self._choice.take(self._tried)
 
-    async def _serve_by_all(self, path: str) -> None:
-        note = partial(self._choice.adapters.note, path)
+    async def _serve_by_all(self, scope: Scope) -> None:
+        note = partial(self._choice.adapters.note, scope["path"], scope["headers"])
         await pass_to_all(self._choice.replicas, self._exchange, self._client, note)
 
     async def _admitted(self, replica: Replica) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 from starlette.types import Scope
 
+from zmqpp.gateway.adapters import has_been_done
 from zmqpp.gateway.client import Client, Refusal
 from zmqpp.gateway.exchange import KINDS, Exchange
 from zmqpp.gateway.headers import Headers
@@ -57,10 +58,10 @@ async def pass_to_all(
     """Ask all at once, and answer as they do; where they differ, with the error and who has it.
 
     Args:
-        on_done: called with the request's body when all did it.
+        on_done: called with the request's body when all did it, some maybe at an earlier try.
 
     Raises:
-        Refusal: one of them cannot be asked now, and none was; or the body is too large.
+        Refusal: one of them takes no requests now, and none was asked; or the body is too large.
     """
     for replica in replicas:
         if reason := replica.reason_against():
@@ -68,6 +69,9 @@ async def pass_to_all(
             raise Refusal(503, KINDS[503], text)
     body = await _whole(client)
     answers = await asyncio.gather(*(_ask(replica, body, exchange) for replica in replicas))
+    path = exchange.path
+    if all(has_been_done(path, answer.status, answer.body.decode(errors="replace")) for answer in answers):
+        on_done(body)
     failed = [number for number, answer in enumerate(answers) if answer.status >= 400]
     if failed and len({answer.status for answer in answers}) > 1:
         first = answers[failed[0]]
@@ -77,8 +81,6 @@ async def pass_to_all(
         return await exchange.fail(
             first.status, f"replica {failed[0]} answers {first.status}: {text}; {others}"
         )
-    if not failed:
-        on_done(body)
     await exchange.pass_whole(answers[0].status, answers[0].headers, answers[0].body)
 
 
@@ -91,7 +93,10 @@ class _Whole:
 
 async def _ask(replica: Replica, body: bytes, exchange: Exchange) -> _Whole:
     """Its whole answer; one of ours where there is none."""
-    await replica.entrance.enter()
+    try:
+        await replica.entrance.enter()
+    except Refusal as refusal:  # It was let in when the others were asked.
+        return _Whole(refusal.status, [], str(refusal).encode())
     try:
         answer = await exchange.begin(replica.upstream, _once(body))
         try:

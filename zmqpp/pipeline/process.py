@@ -20,7 +20,7 @@ _REAP_S = 1.0
 
 
 class StageProcess:
-    """Owns: the process and everything in its session, until `reap`. Thread: the main thread only,
+    """Owns: the process and everything in its session, until `reap`. Thread: one, which must outlive the process,
     because the parent-death signal is sent when the *thread* that started the child ends (prctl(2)).
     """
 

@@ -20,6 +20,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.worker.gpu.pp_utils:compute_need_sampled_mask": "which requests of a step draw a token",
     "vllm.v1.worker.gpu.model_runner:PPHandler": "the same name, imported there",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.finish_requests": "forgets requests",
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.reset_encoder_cache": "forgets what was computed of images",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.update_pp_decode_requests": "takes tokens in",
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens": "ends a step on every stage",
     "vllm.v1.worker.gpu.states:RequestState": "which requests the runner knows",

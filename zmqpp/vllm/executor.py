@@ -307,6 +307,7 @@ def _is_empty(scheduler_output: Any) -> bool:
     return not (
         scheduler_output.total_num_scheduled_tokens
         or scheduler_output.finished_req_ids
+        or getattr(scheduler_output, "preempted_req_ids", None)  # Model Runner V2 gives their rows away
         or scheduler_output.free_encoder_mm_hashes
         or scheduler_output.kv_connector_metadata
     )

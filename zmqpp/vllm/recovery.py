@@ -152,6 +152,10 @@ class Recovery:
             return  # vLLM is still starting: there are no requests
         executor.engine._process_aborts_queue()
         scheduler.reset_prefix_cache(reset_running_requests=True)
+        scheduler.reset_encoder_cache()  # What was computed of images is gone with a stage, or was never computed.
+        for request in scheduler.requests.values():
+            if getattr(request, "num_stale_output_tokens", 0):
+                request.drop_stale_output = True  # Preempted before the loss, with a step on the ring.
         begun = [r for r in scheduler.requests.values() if r.status == RequestStatus.PREEMPTED]
         requests = [NewRequestData.from_request(request, ()) for request in begun]
         outputs = [list(request.output_token_ids) for request in begun]

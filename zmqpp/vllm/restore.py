@@ -34,6 +34,7 @@ def forget(worker: Any) -> None:
     runner = worker.model_runner
     worker._pp_send_work = []  # what it waits for was lost with its link
     runner.execute_model_state = None
+    runner.reset_encoder_cache()
     _update(runner, finished_req_ids=set(runner.requests))
 
 

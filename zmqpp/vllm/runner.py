@@ -148,6 +148,7 @@ class RunnerV2(RunnerV1):
         worker, runner = self._wrapper.worker, self.vllms
         worker._pp_send_work = []  # what it waits for was lost with its link
         runner.execute_model_state = None
+        runner.reset_encoder_cache()
         runner.pp_handler.slots.forget()
         finished = SchedulerOutput.make_empty()
         finished.finished_req_ids = set(runner.req_states.req_id_to_index)

@@ -137,6 +137,7 @@ def _check_requests(requests: Any, limits: StepLimits) -> None:
             _require(len(request.prompt_token_ids) <= limits.length, "a prompt of", request.req_id)
         if request.prefill_token_ids is not None:
             _check_numbers(request.prefill_token_ids, limits.vocabulary, "a prefill")
+            _require(len(request.prefill_token_ids) <= limits.length, "a prefill of", request.req_id)
         _require(_is_number(request.num_computed_tokens, limits.length), "computed tokens of", request.req_id)
         _check_parameters(request, limits)
 

@@ -27,6 +27,8 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.core.sched.output:SchedulerOutput": "a step",
     "vllm.v1.core.sched.output:NewRequestData.from_request": "a request that goes on after a loss",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
+    "vllm.v1.core.sched.scheduler:Scheduler.reset_encoder_cache": "forgets what a lost stage computed of images",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reset_encoder_cache": "the same, on a stage",
     "vllm.v1.request:RequestStatus": "which requests had begun",
     "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "from here on our executor knows its engine",
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": "refuses what a stage would refuse",
