@@ -303,14 +303,10 @@ def _served_name(model_config: Any) -> str:
     return str(name[0] if isinstance(name, list) else name)
 
 
-def _is_empty(scheduler_output: Any) -> bool:
-    return not (
-        scheduler_output.total_num_scheduled_tokens
-        or scheduler_output.finished_req_ids
-        or getattr(scheduler_output, "preempted_req_ids", None)  # Model Runner V2 gives their rows away
-        or scheduler_output.free_encoder_mm_hashes
-        or scheduler_output.kv_connector_metadata
-    )
+def _is_empty(step: Any) -> bool:
+    """Nothing that a stage has to know; of preempted requests it gives the rows away (Model Runner V2)."""
+    told = ("total_num_scheduled_tokens", "finished_req_ids", "preempted_req_ids", "free_encoder_mm_hashes")
+    return not any(getattr(step, name, None) for name in (*told, "kv_connector_metadata"))
 
 
 def _answer(value: Any, non_block: bool) -> Any:
