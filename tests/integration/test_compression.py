@@ -9,12 +9,13 @@ from pathlib import Path
 import httpx
 
 from tests.integration.cases import PROMPTS
-from tests.integration.serving import FLAGS, pipeline
+from tests.integration.serving import FLAGS, long_only, pipeline
 
 _HIDDEN_BYTES = 192 * 4 * 2
 """Of a token, in float32: what the next stage adds to, and the residual."""
 
 
+@long_only
 def test_two_stages_with_packed_hidden_states_answer(tmp_path: Path) -> None:
     flags = (*FLAGS, "--pipeline-compression", "int8")
     prompt = " ".join(PROMPTS)

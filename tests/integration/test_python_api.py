@@ -114,7 +114,7 @@ def run(script: Path, arguments: Sequence[str], environment: dict[str, str]) -> 
     ("script", "environment"),
     [
         (WITH_LLM, {}),
-        (WITH_DICT, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
+        pytest.param(WITH_DICT, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, marks=long_only),
         pytest.param(WITH_ASYNC_LLM, {}, marks=long_only),  # what `vllm serve` is made of
     ],
     ids=["LLM", "LLM in one process with its engine, from a dict", "AsyncLLM"],
