@@ -84,6 +84,7 @@ class Balance:
         running, ready, widest = scheduler.running, 0, 1
         if not running or (scheduler.waiting and len(running) < scheduler.max_num_running_reqs):
             return None
+        now = getattr(scheduler, "current_step", 0) + 1
         for request in running:
             drafted = len(request.spec_token_ids)
             left = (
@@ -92,8 +93,7 @@ class Balance:
             if left > 1 + drafted:
                 return None
             # With async scheduling what waits for its own token is passed over, for as many steps as there are stages.
-            now, next_step = getattr(scheduler, "current_step", 0) + 1, getattr(request, _NEXT_STEP, 0)
-            ready += left > 0 and now >= next_step
+            ready += left > 0 and now >= getattr(request, _NEXT_STEP, 0)
             widest = max(widest, 1 + drafted)
         even = -(-len(running) // self._batches)
         free = max(1, self._batches - len(self._flying))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections import UserDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any
 
@@ -111,12 +111,8 @@ def _pack(value: Any) -> Any:
 
 
 def _pack_items(items: Any) -> list[Any]:
-    kinds = set(map(type, items))
-    if _need_nothing(kinds, items):
-        return items if type(items) is list else list(items)
-    if kinds == {list} and _need_nothing(
-        set(map(type, chain.from_iterable(items))), chain.from_iterable(items)
-    ):
+    rows = set(map(type, items)) == {list}
+    if _need_nothing(list(chain.from_iterable(items)) if rows else items):
         return items if type(items) is list else list(items)
     packed: list[Any] = []
     try:
@@ -128,19 +124,20 @@ def _pack_items(items: Any) -> list[Any]:
     return packed
 
 
-def _need_nothing(kinds: set[type], items: Iterable[Any]) -> bool:
-    """Whether msgpack has words for all `items`, of these `kinds`. Looks at long lists of tokens in C."""
+def _need_nothing(items: Collection[Any]) -> bool:
+    """Whether msgpack has words for all `items`. Looks at long lists of tokens in C."""
+    kinds = set(map(type, items))
     if not kinds <= _PLAIN:
         return False
     if int not in kinds:
         return True
-    numbers = list(items) if len(kinds) == 1 else [item for item in items if type(item) is int]
+    numbers = items if len(kinds) == 1 else [item for item in items if type(item) is int]
     return min(numbers) >= _INT64_MIN and max(numbers) <= _UINT64_MAX
 
 
 def _pack_mapping(mapping: dict[Any, Any]) -> Any:
     if set(map(type, mapping)) <= {str}:
-        if _need_nothing(set(map(type, mapping.values())), mapping.values()):
+        if _need_nothing(mapping.values()):
             return mapping
         return {key: _pack_value(key, value) for key, value in mapping.items()}
     pairs: list[Any] = []

@@ -95,9 +95,8 @@ def _configure(
     if alike:
         identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
     else:
-        settings.pop(
-            "quantization", None
-        )  # This stage's own config.json says how its weights are to be read.
+        # This stage's own config.json says how its weights are to be read.
+        settings.pop("quantization", None)
     adopt_runner(hello.runner, options.stage_idx)
     adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
