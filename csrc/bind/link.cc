@@ -86,9 +86,11 @@ void send_control(Link& link, const py::buffer& body, int route, std::uint64_t t
                 "a body of " + std::to_string(size) + " bytes, the limit is " + std::to_string(limit));
   }
   const Deadline deadline = Deadline::after(timeout_s);
+  const auto* const bytes = static_cast<const std::uint8_t*>(view.ptr);
+  const engine::SendOptions send{.route = static_cast<wire::Route>(route), .tag = tag, .deadline = deadline};
+  if (link.try_send_control(bytes, size, send)) return;
   reserve(link, size, deadline, timeout_s);
-  link.send_control(static_cast<const std::uint8_t*>(view.ptr), size,
-                    {.route = static_cast<wire::Route>(route), .tag = tag, .deadline = deadline});
+  link.send_control(bytes, size, send);
 }
 
 engine::Span read_span(const py::handle& span) {

@@ -14,6 +14,13 @@ bool Inbox::has_room() {
   return !full_;
 }
 
+bool Inbox::has_control_room() {
+  const std::lock_guard lock(mutex_);
+  const bool room = control_bytes_ < limit_bytes_ && controls_.size() < kMaxControls;
+  full_ |= !room;
+  return room;
+}
+
 // ---- receiver thread --------------------------------------------------------------------------------------------
 
 void Inbox::attach(std::shared_ptr<RingReader> ring, const std::string& who) {
@@ -47,6 +54,7 @@ void Inbox::put(Control control) {
   if (ages(control.route) && control.epoch < epoch_) return add(stats_.stale);
   newest_ = std::max(newest_, control.epoch);
   held_bytes_ += body_size(control.frame);
+  control_bytes_ += body_size(control.frame);
   controls_.push_back(std::move(control));
   tell();
 }
@@ -81,14 +89,16 @@ std::uint32_t Inbox::epoch() const {
 std::optional<Control> Inbox::take_control(const Deadline& deadline) {
   std::unique_lock lock(mutex_);
   while (true) {
-    const auto seen = static_cast<std::uint32_t>(changes_.load());
+    const std::uint32_t seen = changes();
+    if (controls_.empty()) read_controls(lock);
     if (!controls_.empty()) break;
     if (error_) throw *error_;
     if (deadline.expired()) return std::nullopt;
-    sleep(lock, false, seen, deadline);
+    sleep(lock, {.control = source_ != nullptr}, seen, deadline);
   }
   Control control = std::move(controls_.front());
   controls_.pop_front();
+  control_bytes_ -= body_size(control.frame);
   gave(body_size(control.frame));
   return control;
 }
@@ -124,13 +134,14 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
   std::unique_lock lock(mutex_);
   drop_stale(ticket);
   while (true) {
-    const std::uint32_t seen = ring_ ? ring_->bell() : static_cast<std::uint32_t>(changes_.load());
+    const std::uint32_t seen = changes();
+    read_controls(lock);
     if (!ticket->dict) drain_ring();
     if (ticket->dict) break;
     if (error_) throw *error_;
     if (newest_ > epoch_) throw superseded();
     if (deadline.expired()) return std::nullopt;
-    sleep(lock, true, seen, deadline);
+    sleep(lock, {.dict = true, .control = source_ != nullptr}, seen, deadline);
   }
   ticket->taken = true;
   return give(std::exchange(ticket->dict, std::nullopt));
@@ -183,6 +194,7 @@ void Inbox::set_epoch(std::uint32_t epoch) {
   const auto old_dict = [&](const Dict& dict) { return dict.epoch < epoch; };
   std::size_t freed = 0, dropped = 0;
   for (const Control& control : controls_) freed += old_control(control) ? body_size(control.frame) : 0;
+  control_bytes_ -= freed;
   for (const Dict& dict : dicts_) freed += old_dict(dict) ? dict.counted : 0;
   dropped += std::erase_if(controls_, old_control);
   dropped += std::erase_if(dicts_, old_dict);
@@ -214,7 +226,7 @@ void Inbox::drain_ring() {
     waiting_.pop_front();
     filled = true;
   }
-  if (filled && dict_waiters_ > 1) ring_->stir();  // it may have been for one of the others
+  if (filled && ring_waiters_ > 1) ring_->stir();  // it may have been for one of the others
   if (filled) notice_->tell();
 }
 
@@ -236,16 +248,21 @@ std::optional<Dict> Inbox::next_from_ring() {
   return std::nullopt;
 }
 
-void Inbox::sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32_t seen, const Deadline& deadline) {
-  const std::uint64_t start = now_ns();
-  if (for_dict && ring_) {
-    const std::shared_ptr<RingReader> ring = ring_;
-    ++dict_waiters_;
-    lock.unlock();
-    if (!ring->spin(seen)) ring->sleep(seen, deadline);
-    ring->waited(now_ns() - start);
+// Who waits for anything passes control messages on, too.
+void Inbox::read_controls(std::unique_lock<std::mutex>& lock) {
+  bool more = true;
+  while (more && ring_ && source_ != nullptr && ring_->has_control()) {
+    lock.unlock();  // the source locks it behind its own
+    more = source_->read_controls();
     lock.lock();
-    --dict_waiters_;
+  }
+}
+
+void Inbox::sleep(std::unique_lock<std::mutex>& lock, RingReader::Wants wants, std::uint32_t seen,
+                  const Deadline& deadline) {
+  const std::uint64_t start = now_ns();
+  if (ring_) {
+    sleep_on_ring(lock, wants, seen, deadline);
   } else {
     lock.unlock();
     const auto changed = [&] { return static_cast<std::uint32_t>(changes_.load()) != seen; };
@@ -268,10 +285,23 @@ void Inbox::sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32
   add(stats_.peer_wait_ns, now_ns() - start);
 }
 
+// Counted as a waiter before the lock goes, so that whoever puts something meanwhile rings the bell.
+void Inbox::sleep_on_ring(std::unique_lock<std::mutex>& lock, RingReader::Wants wants, std::uint32_t seen,
+                          const Deadline& deadline) {
+  const std::uint64_t start = now_ns();
+  const std::shared_ptr<RingReader> ring = ring_;
+  ++ring_waiters_;
+  lock.unlock();
+  if (!ring->spin(seen, wants)) ring->sleep(seen, wants, deadline);
+  ring->waited(now_ns() - start);
+  lock.lock();
+  --ring_waiters_;
+}
+
 void Inbox::tell() {
   changes_.fetch_add(1);
   changed_.notify_all();
-  if (ring_ && dict_waiters_ > 0) ring_->stir();
+  if (ring_ && ring_waiters_ > 0) ring_->stir();
   notice_->tell();
 }
 

@@ -53,6 +53,7 @@ class Source {
   virtual ~Source() = default;
   virtual void read_now() noexcept = 0;   // puts what is there into the inbox; whoever else reads comes first
   virtual void read_on() noexcept = 0;    // the caller looks no more, and goes to sleep
+  virtual bool read_controls() noexcept = 0;  // of the shared segment alone; false: there was nothing to be read
 };
 
 class Inbox {
@@ -68,6 +69,7 @@ class Inbox {
   // Receiver thread, or whoever reads in its place.
   void attach(Source* source) { source_ = source; }  // before anybody waits
   bool has_room();  // one message always fits, however large; dicts and control messages share the limit
+  bool has_control_room();  // in the shared segment no dict is in front of a control message
   void attach(std::shared_ptr<RingReader> ring, const std::string& who);  // `who` writes to it, for error texts
   void detach();     // the ring is read no more; tensors keep its memory
   void read_ring();  // though nobody waits: for posted tickets, and dicts in pieces, which need memory of ours anyway
@@ -91,7 +93,11 @@ class Inbox {
   void drain_ring();
   std::optional<Dict> next_from_ring();
   std::optional<Dict> give(std::optional<Dict> dict);
-  void sleep(std::unique_lock<std::mutex>& lock, bool for_dict, std::uint32_t seen, const Deadline& deadline);
+  std::uint32_t changes() const { return ring_ ? ring_->bell() : static_cast<std::uint32_t>(changes_.load()); }
+  void read_controls(std::unique_lock<std::mutex>& lock);
+  void sleep(std::unique_lock<std::mutex>& lock, RingReader::Wants wants, std::uint32_t seen, const Deadline& deadline);
+  void sleep_on_ring(std::unique_lock<std::mutex>& lock, RingReader::Wants wants, std::uint32_t seen,
+                     const Deadline& deadline);
   void tell();
   void gave(std::size_t bytes);
   void drop_stale(const RecvTicketPtr& ticket);
@@ -108,12 +114,13 @@ class Inbox {
   std::condition_variable changed_;
   std::shared_ptr<RingReader> ring_;
   std::string ring_writer_;
-  std::size_t dict_waiters_ = 0;
+  std::size_t ring_waiters_ = 0;
   bool full_ = false;  // the receiver thread found no room, and waits for it
   std::deque<Control> controls_;
   std::deque<Dict> dicts_;             // arrived before anybody asked
   std::deque<RecvTicketPtr> waiting_;  // asked before it arrived; one of the two is always empty
   std::size_t held_bytes_ = 0;         // of dicts not taken yet, and of control messages
+  std::size_t control_bytes_ = 0;      // of these
   std::uint32_t epoch_;
   std::uint32_t newest_ = 0;  // of the control messages that came
   std::optional<Error> error_;

@@ -40,6 +40,9 @@ struct Link::Next : public Onward {
   explicit Next(const Link& link) : link_(link) {}
 
   bool relay(Outgoing item) override { return link_.sender()->relay(std::move(item)); }
+  bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) override {
+    return link_.sender()->try_control(mark, body, size);
+  }
   bool failed() const override { return link_.sender()->error().has_value(); }
   void fail(const Error& error) override { link_.sender()->fail(error); }
 
@@ -165,6 +168,11 @@ bool Link::reserve(std::size_t bytes, const Deadline& slice) {
   check_usable();
   sending_half();
   return budget_.acquire(bytes, slice);
+}
+
+bool Link::try_send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send) {
+  check_usable();
+  return sending_half()->try_control({.route = send.route, .tag = send.tag, .epoch = epoch_}, body, size);
 }
 
 void Link::send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send) {

@@ -48,6 +48,7 @@ class Link {
   // Reserve, then send: the first may be repeated in slices (false: no room yet), the second never blocks.
   bool reserve(std::size_t bytes, const Deadline& slice);
   Error queue_timeout(double waited_s) const;
+  bool try_send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send);  // as try_send_dict
   void send_control(const std::uint8_t* body, std::size_t size, const SendOptions& send);
   // Large payloads are read by the sender thread until the ticket is settled; small ones are copied before return.
   SendTicketPtr send_dict(const std::vector<Span>& body, const SendOptions& send);

@@ -210,6 +210,7 @@ bool Receiver::turn() {
 bool Receiver::read_turn(bool& room) {
   if (broken_) throw *broken_;
   if (const std::optional<Error> broken = inbox_.error()) throw *broken;  // what came through the ring was wrong
+  drain_controls();
   watch_peer();
   bool more = true;
   for (int i = 0; i < kMessagesPerTurn && more && room; ++i) {
@@ -219,6 +220,7 @@ bool Receiver::read_turn(bool& room) {
   if (!room) restart_silence();  // it is we who do not listen
   if (room && !more) {
     if (watch_.lost()) {
+      drain_controls();  // its last words
       throw Error(Code::kPeerLost, "receive", who() + " was lost: its connection broke without a goodbye");
     }
     check_silence();
@@ -245,6 +247,44 @@ void Receiver::read_now() noexcept {
     broken_ = Error(Code::kResource, "receive", e.what());
   }
   wake_.signal();
+}
+
+bool Receiver::read_controls() noexcept {
+  const std::lock_guard reading(reading_);
+  if (finished_ || broken_) return false;
+  try {
+    return drain_controls();
+  } catch (const Error& e) {
+    broken_ = e;
+  } catch (const std::exception& e) {
+    broken_ = Error(Code::kResource, "receive", e.what());
+  }
+  wake_.signal();
+  return false;
+}
+
+// What lies in the shared segment, as far as its turn has come. True: something did.
+bool Receiver::drain_controls() {
+  bool any = false;
+  while (ring_) {
+    if (!inbox_.has_control_room()) {
+      ring_->leave_control();  // whoever makes room wakes the receiver thread
+      break;
+    }
+    std::optional<ControlFrame> next = ring_->take_control(socket_controls_);
+    if (!next) break;
+    any = true;
+    add(stats_.bytes_received, wire::record_bytes(next->head.body_size));
+    take_control(next->head, std::move(next->frame));
+  }
+  return any;
+}
+
+void Receiver::take_socket_control(const wire::Head& head, net::Message frame) {
+  drain_controls();  // what the sender wrote before it
+  ++socket_controls_;
+  take_control(head, std::move(frame));
+  drain_controls();  // what waited for it
 }
 
 void Receiver::read_on() noexcept {
@@ -328,12 +368,16 @@ void Receiver::take(const wire::Head& head, net::Message frame) {
   switch (head.kind) {
     case wire::Kind::kHello: return take_hello(frame);
     case wire::Kind::kBeat: return;
-    case wire::Kind::kBye: throw Error(Code::kPeerClosed, "receive", who() + " closed the link");
-    case wire::Kind::kControl: return take_control(head, std::move(frame));
+    case wire::Kind::kBye:
+      drain_controls();
+      throw Error(Code::kPeerClosed, "receive", who() + " closed the link");
+    case wire::Kind::kControl: return take_socket_control(head, std::move(frame));
     case wire::Kind::kDict: dict = assembly_.take_dict(head, frame); break;
     case wire::Kind::kChunk: dict = assembly_.take_chunk(head, frame); break;
     case wire::Kind::kCancel: add(stats_.cancelled); return assembly_.take_cancel(head);
-    case wire::Kind::kNudge: return inbox_.read_ring();
+    case wire::Kind::kNudge:
+      drain_controls();
+      return inbox_.read_ring();
   }
   if (!dict) return;
   add(stats_.dicts_received);
@@ -412,6 +456,9 @@ void Receiver::take_control(const wire::Head& head, net::Message frame) {
 }
 
 void Receiver::relay(const wire::Head& head, net::Message& frame) {
+  if (onward_->try_control({.route = head.route, .tag = head.tag, .epoch = head.epoch}, body_of(frame), head.body_size)) {
+    return add(stats_.relayed);
+  }
   budget_.take(head.body_size);
   BudgetedFrame copy = make_frame(head.body_size, budget_, *relay_frames_, stats_);
   std::memcpy(body_of(copy.frame), body_of(frame), head.body_size);

@@ -33,6 +33,7 @@ namespace zmqpp::engine {
 class Onward {
  public:
   virtual ~Onward() = default;
+  virtual bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) = 0;  // false: relay
   virtual bool relay(Outgoing item) = 0;  // false: there is no room, or the half has failed
   virtual bool failed() const = 0;
   virtual void fail(const Error& error) = 0;
@@ -54,6 +55,7 @@ class Receiver : public Source {
   std::string lane_reason() const;  // why not the shared one
   void read_now() noexcept override;
   void read_on() noexcept override;
+  bool read_controls() noexcept override;
   void use_device(device::Ordinal ordinal);  // from now on; Link::use_device
   void close();
 
@@ -69,6 +71,8 @@ class Receiver : public Source {
   void check_neighbour(const wire::Hello& hello) const;
   void choose_lane(const wire::Hello& hello);
   std::string open_ring(const wire::Hello& hello);  // why it cannot be; empty: it is
+  bool drain_controls();
+  void take_socket_control(const wire::Head& head, net::Message frame);
   void take_control(const wire::Head& head, net::Message frame);
   void relay(const wire::Head& head, net::Message& frame);
   void pause_if_turned_away();
@@ -90,6 +94,7 @@ class Receiver : public Source {
   net::Socket socket_;
   net::PeerWatch watch_;
   Assembly assembly_;
+  std::uint64_t socket_controls_ = 0;  // control messages that the socket brought
   device::Ordinal device_;            // where dicts go; -1: nowhere
   std::optional<Error> broken_;  // what a caller met while it read in the thread's place
   std::atomic<std::uint64_t> caller_ns_ = 0;  // when a caller last read in the thread's place; 0: none does

@@ -29,6 +29,8 @@ RingReader::RingReader(const wire::Hello& hello, std::uint64_t session, const Op
                                              : hello.segment_bytes / 2),
       stats_(std::move(stats)),
       segment_(memory::Segment::open(hello.segment, wire::payload_offset() + hello.segment_bytes)),
+      controls_(segment_.bytes(), options.limits),
+      relays_(options.relay != Relay::kNone),
       pinned_bytes_(options.pinned_bytes),
       lane_(options.lane),
       spin_(options.spin_us) {
@@ -125,6 +127,7 @@ std::string RingReader::device_reason() const {
 }
 
 bool RingReader::answer(wire::SegmentState state) {
+  if (relays_) head().attention.fetch_or(wire::kRelays);  // first: from the answer on the sender acts on it
   auto offered = static_cast<std::uint32_t>(wire::SegmentState::kOffered);
   if (!head().state.compare_exchange_strong(offered, static_cast<std::uint32_t>(state))) return false;
   segment_.unlink_name();  // the sender may be killed before it does so itself
@@ -335,13 +338,16 @@ void RingReader::stir() noexcept {
   futex_wake_all(head().bell);
 }
 
-void RingReader::sleep(std::uint32_t seen, const Deadline& deadline) {
+// The fences order the look behind what tells the sender of this thread: either side sees what the other did.
+void RingReader::sleep(std::uint32_t seen, Wants wants, const Deadline& deadline) {
   wire::SegmentHead& shared = head();
   shared.attention.fetch_add(wire::kSleeperUnit);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  const bool asked = is_device_offered() && !device_answered_.load();  // whatever an odd sender offers after the answer
-  if (!ready() && !asked) futex_wait(shared.bell, seen, deadline);
+  // Whatever an odd sender offers after the answer.
+  const bool asked = wants.dict && is_device_offered() && !device_answered_.load();
+  if (!is_there(wants) && !asked) futex_wait(shared.bell, seen, deadline);
   shared.attention.fetch_sub(wire::kSleeperUnit);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
 void RingReader::want_nudge(bool wanted) {

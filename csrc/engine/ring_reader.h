@@ -1,7 +1,7 @@
 // The receiver's side of a shared segment: reads entries, lends their bodies to tensors, releases what nobody uses.
 //
 // Owns: the mapping, which every lent block keeps alive beyond the link. Blocks? sleep only.
-// Thread: take under the inbox's mutex; take_back from whichever thread drops a tensor; the rest is safe.
+// Thread: take under the inbox's mutex; take_control by whoever reads the socket; take_back from whichever thread drops a tensor; the rest is safe.
 // Errors: open throws kSharedMemory with the reason; take throws kMalformed, kSequence or kChecksum, once and for good.
 // Trust: the writer is another process. Entries are copied before they are checked, offsets are checked against the
 //   mapping, and only private memory is parsed.
@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "base/spin.h"
 #include "device/peer_memory.h"
+#include "engine/control_ring.h"
 #include "engine/dict.h"
 #include "engine/options.h"
 #include "engine/stats.h"
@@ -44,14 +45,25 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   bool reads_devices() const { return opened_ready_.load(std::memory_order_acquire); }
   bool answer(wire::SegmentState state);  // kAccepted or kRefused; false: the sender has withdrawn its offer
 
+  // What a thread waits for.
+  struct Wants {
+    bool dict = false;
+    bool control = false;
+  };
+
+  bool has_control() const { return controls_.has_record(); }
+  void leave_control() { controls_.leave(); }
+  std::optional<ControlFrame> take_control(std::uint64_t seen) { return controls_.take(seen); }  // by the receiver alone
+
   bool ready() const;          // there is an entry to take
   bool next_is_piece() const;  // of a dict that comes in pieces
   std::optional<Dict> take();  // the next complete dict; pieces are taken as they come, so there may be none yet
 
   std::uint32_t bell() const { return head().bell.load(); }  // changes with every wake-up
   void stir() noexcept;                                      // wakes all that sleep, in this process
-  bool spin(std::uint32_t seen) { return spin_.poll([&] { return ready() || bell() != seen; }); }
-  void sleep(std::uint32_t seen, const Deadline& deadline);  // spurious returns are normal
+  // Until what `wants` is there, or the bell rang since `seen`; spurious returns are normal.
+  bool spin(std::uint32_t seen, Wants wants) { return spin_.poll([&] { return is_there(wants) || bell() != seen; }); }
+  void sleep(std::uint32_t seen, Wants wants, const Deadline& deadline);
   void waited(std::uint64_t ns) { spin_.learn(ns); }
   void want_nudge(bool wanted);  // the sender shall also send a message for what it publishes
 
@@ -61,6 +73,7 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
  private:
   wire::SegmentHead& head() const { return *reinterpret_cast<wire::SegmentHead*>(segment_.bytes()); }
   const wire::Entry& next_entry() const;
+  bool is_there(Wants wants) const { return (wants.dict && ready()) || (wants.control && has_control()); }
   const std::uint8_t* body(const wire::EntryView& view) const;
   void check_body(const wire::EntryView& view) const;
   std::optional<Dict> take_entry(const wire::EntryView& view);
@@ -82,6 +95,8 @@ class RingReader : public memory::Lender, public std::enable_shared_from_this<Ri
   const std::size_t hold_bytes_;
   std::shared_ptr<Stats> stats_;
   memory::Segment segment_;
+  ControlReader controls_;
+  const bool relays_;
   const std::size_t pinned_bytes_;  // at most
   const LaneChoice lane_;
   std::atomic<const std::uint8_t*> pinned_end_{nullptr};

@@ -37,6 +37,7 @@ SegmentWriter::SegmentWriter(std::uint64_t session, const Options& options, Stat
       stats_(stats),
       segment_(memory::Segment::create(wire::payload_offset() + options.shm_bytes,
                                        wire::payload_offset() + std::min<std::uint64_t>(kFirstCommit, options.shm_bytes))),
+      controls_(segment_.bytes(), options.checksum),
       committed_(std::min<std::uint64_t>(kFirstCommit, options.shm_bytes)),
       arena_(options.shm_bytes, wire::kSlots),
       slots_(wire::kSlots),
@@ -254,13 +255,26 @@ bool SegmentWriter::write_cancel(const DictMark& mark) {
 
 // The fence orders the entry before the look at `attention`, as the receiver's orders its wish before its last look
 // at the entry: one of the two sees the other.
-void SegmentWriter::ring_bell() {
+std::uint32_t SegmentWriter::ring_bell() {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   wire::SegmentHead& shared = head();
-  if (shared.attention.load(std::memory_order_relaxed) < wire::kSleeperUnit) return;
+  const std::uint32_t attention = shared.attention.load(std::memory_order_relaxed);
+  if (attention < wire::kSleeperUnit) return attention;
   shared.bell.fetch_add(1);
   futex_wake_all(shared.bell);
   add(stats_.doorbells);
+  return attention;
+}
+
+// Who sleeps is woken, and who comes to sleep looks first. A relay that computes would pass it on late.
+SegmentWriter::Written SegmentWriter::write_control(const ControlMark& mark, std::uint64_t after, const std::uint8_t* body,
+                                                    std::size_t size) {
+  if (!controls_.write(mark, after, body, size)) return Written::kNoRoom;
+  add(stats_.control_sent);
+  add(stats_.bytes_sent, wire::record_bytes(size));
+  const std::uint32_t attention = ring_bell();
+  const bool is_unseen = attention < wire::kSleeperUnit && (attention & wire::kRelays) != 0;
+  return is_unseen || (attention & wire::kNudge) != 0 ? Written::kUnseen : Written::kSeen;
 }
 
 // ---- device memory ----------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 // two a body is filled, at once, or by a device that writes into the segment by itself.
 //
 // Owns: the segment, its name until the receiver answered, and the list of what is where, in private memory.
-// Blocks? wait_room only. Thread: one at a time (SharedLane's mutex), except state, withdraw and wait_room.
+// Blocks? wait_room only. Thread: one at a time (SharedLane's mutex), except state, withdraw and wait_room; control messages
+//   have an order, and a mutex, of their own.
 // Errors: kSharedMemory when opening; kPinned; kMalformed when the receiver releases what it never got.
 #pragma once
 
@@ -15,6 +16,7 @@
 
 #include "base/deadline.h"
 #include "device/peer_memory.h"
+#include "engine/control_ring.h"
 #include "engine/options.h"
 #include "engine/outgoing.h"
 #include "engine/stats.h"
@@ -78,6 +80,10 @@ class SegmentWriter {
   // All three at once, for what is on the host. False: no room, nothing changed.
   bool write(wire::EntryKind kind, const DictMark& mark, PayloadReader& body, std::uint64_t size);
   bool write_cancel(const DictMark& mark);
+
+  // A control message, beside everything else. The receiver may be too busy to see it: then it wants a nudge.
+  enum class Written { kNoRoom, kSeen, kUnseen };
+  Written write_control(const ControlMark& mark, std::uint64_t after, const std::uint8_t* body, std::size_t size);
   // A device that no longer answers may still write into the segment, and into its own memory: neither is ever given back.
   void abandon() noexcept;
 
@@ -103,7 +109,7 @@ class SegmentWriter {
   std::optional<std::uint64_t> take_space(std::uint64_t size);
   bool commit(std::uint64_t end);
   std::uint8_t* bytes_of(const Place& place) const { return segment_.bytes() + wire::payload_offset() + place.offset; }
-  void ring_bell();
+  std::uint32_t ring_bell();  // what the receiver wants to hear
   void look_at_answer();
 
   const bool checksum_;
@@ -111,6 +117,7 @@ class SegmentWriter {
   const std::uint64_t payload_bytes_;  // not from the head: the receiver can write there
   Stats& stats_;
   memory::Segment segment_;
+  ControlWriter controls_;
   std::uint64_t committed_;  // bytes of the payload area that are backed by memory
   memory::Arena arena_;
   std::vector<Slot> slots_;

@@ -73,6 +73,37 @@ bool Sender::try_shared(const std::vector<Span>& body, const DictMark& mark) {
   return true;
 }
 
+bool Sender::try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) {
+  if (lane_ != Lane::kShared) return false;
+  std::uint64_t after = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    after = socket_controls_;
+    if (error_ || closing_ || after != stream_.controls_sent()) return false;  // push says which, or keeps the order
+  }
+  try {
+    const SegmentWriter::Written written = shared_->try_control(mark, after, body, size);
+    if (written == SegmentWriter::Written::kUnseen) nudge();
+    return written != SegmentWriter::Written::kNoRoom;
+  } catch (const Error& e) {
+    fail(e);
+    throw;
+  }
+}
+
+// By this thread when it can: the message may have to go further.
+void Sender::nudge() {
+  {
+    const std::unique_lock stream(stream_mutex_, std::try_to_lock);
+    if (stream && stream_.nudge_now()) {
+      if (!stream_.is_free()) wake_.signal();
+      return;
+    }
+  }
+  shared_->ask_nudge();
+  wake();
+}
+
 void Sender::use_device(device::Device& device) {
   if (shared_ && lane_ != Lane::kSocket) shared_->pin(device);
 }
@@ -93,6 +124,7 @@ void Sender::push(Outgoing item) {
       shared = true;
     } else {
       soonest_ = soonest_.sooner(item.deadline);
+      count_socket(item);
       queue_.push_back(std::move(item));
     }
   }
@@ -119,6 +151,7 @@ bool Sender::relay(Outgoing item) {
       return false;
     }
     ++relays_;
+    count_socket(item);
     queue_.push_back(std::move(item));
   }
   wake();
@@ -133,8 +166,10 @@ bool Sender::send_now(Outgoing& item) {
   {
     const std::lock_guard lock(mutex_);
     if (error_ || closing_ || !queue_.empty()) return false;
+    if (!stream_.is_free() || !item.payload.empty()) return false;
+    count_socket(item);
   }
-  if (!stream_.send_now(item)) return false;
+  stream_.send_now(item);
   if (!stream_.is_free()) wake_.signal();  // ZeroMQ's queue is full: the sender thread waits for it
   return true;
 }

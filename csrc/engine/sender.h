@@ -6,7 +6,8 @@
 //   Python. `stream_mutex_` is held by whoever uses the stream; callers only try it.
 // Errors: the first one sticks: every queued ticket, waiter and later call gets it.
 // Order: items leave in the order they were pushed, except that control messages may pass between the chunks of the
-//   dict in front of them, and that dicts on the shared lane have an order of their own.
+//   dict in front of them, and that dicts on the shared lane have an order of their own. So have control messages there:
+//   one that finds no room takes the socket, and those behind it until that is gone; the receiver sorts them.
 // Lane: decided once, after the receiver came; dicts pushed before wait for it.
 // Deadlines: a dict whose deadline passes is removed, or cancelled when some of it is on its way already; its ticket
 //   fails, the link goes on. A dict that was reported copied has no deadline any more: nobody would hear of the loss.
@@ -45,6 +46,8 @@ class Sender {
 
   // The whole dict into the shared segment, on this thread. False: push it.
   bool try_shared(const std::vector<Span>& body, const DictMark& mark);
+  // A control message into the shared segment, on this thread. False: push or relay it.
+  bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size);
   void use_device(device::Device& device);  // pins the segment, unless payload is known not to take it
   void push(Outgoing item);   // the caller acquired its budget
   bool relay(Outgoing item);  // false: kMaxRelays are waiting, or this half has failed
@@ -60,7 +63,9 @@ class Sender {
 
  private:
   bool send_now(Outgoing& item);
+  void nudge();
   void begin_shared();
+  void count_socket(const Outgoing& item) { socket_controls_ += item.kind == wire::Kind::kControl ? 1 : 0; }  // with mutex_
   void wake();
   void open_shared();
 
@@ -93,6 +98,7 @@ class Sender {
   std::condition_variable changed_;
   std::deque<Outgoing> queue_;
   std::size_t relays_ = 0;
+  std::uint64_t socket_controls_ = 0;  // control messages that were given to the stream, or wait for it
   Deadline soonest_ = Deadline::never();  // of the queue; may be earlier than any that is left
   std::optional<Error> error_;
   std::string lane_reason_;

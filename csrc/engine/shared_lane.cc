@@ -27,6 +27,7 @@ SharedLane::Current::Current(Outgoing from)
 SharedLane::SharedLane(std::uint64_t session, const Options& options, Budget& budget, Stats& stats, Event& wake)
     : options_(options), budget_(budget), stats_(stats), copies_(wake) {
   writer_ = std::make_unique<SegmentWriter>(session, options, stats);
+  control_writer_ = writer_.get();
   if (options.device >= 0) writer_->pin(device::Device::of(options.device));
 }
 
@@ -39,6 +40,17 @@ bool SharedLane::try_send(const std::vector<Span>& body, const DictMark& mark) {
   add(stats_.dicts_sent);
   nudge_ |= writer_->take_nudge_request();
   return true;
+}
+
+SegmentWriter::Written SharedLane::try_control(const ControlMark& mark, std::uint64_t after, const std::uint8_t* body,
+                                               std::size_t size) {
+  const std::lock_guard lock(control_mutex_);
+  return control_writer_ ? control_writer_->write_control(mark, after, body, size) : SegmentWriter::Written::kNoRoom;
+}
+
+void SharedLane::end_controls() noexcept {
+  const std::lock_guard lock(control_mutex_);
+  control_writer_ = nullptr;
 }
 
 void SharedLane::pin(device::Device& device) {
@@ -271,7 +283,8 @@ bool SharedLane::owes_nudge() {
 
 bool SharedLane::take_nudge() {
   const std::lock_guard lock(mutex_);
-  return std::exchange(nudge_, false);
+  const bool asked = nudge_asked_.exchange(false);
+  return std::exchange(nudge_, false) || asked;
 }
 
 std::string SharedLane::held_text() {
@@ -280,6 +293,7 @@ std::string SharedLane::held_text() {
 }
 
 void SharedLane::give_up() noexcept {
+  end_controls();
   const std::lock_guard lock(mutex_);
   writer_.reset();
 }
@@ -290,6 +304,7 @@ void SharedLane::wake() {
 }
 
 void SharedLane::close(const Error& reason) noexcept {
+  end_controls();
   std::unique_ptr<SegmentWriter> writer;
   std::vector<Outgoing> reading;  // that a device may be about
   {

@@ -41,6 +41,8 @@ class SharedLane {
   // `body`: manifest, then payload. False: something waits in front, there is no room, or another thread is writing.
   bool try_send(const std::vector<Span>& body, const DictMark& mark);
   void push(Outgoing item);
+  // A control message: passes everything that is queued here. `after`: control messages that the socket took before.
+  SegmentWriter::Written try_control(const ControlMark& mark, std::uint64_t after, const std::uint8_t* body, std::size_t size);
 
   Progress pump();          // writes what there is room for, publishes what has landed
   void try_pump();          // unless another thread is about it
@@ -53,6 +55,7 @@ class SharedLane {
   std::uint32_t room() const { return writer_->room(); }
   void wait_room(std::uint32_t seen, const Deadline& deadline) { writer_->wait_room(seen, deadline); }
   void wake();
+  void ask_nudge() { nudge_asked_ = true; }
   bool owes_nudge();        // the next take_nudge says yes
   bool take_nudge();        // the receiver shall be told by a message
   std::string held_text();
@@ -78,6 +81,7 @@ class SharedLane {
     std::optional<Outgoing> item;  // with the last one of a dict
   };
 
+  void end_controls() noexcept;
   Progress pump_locked();
   bool write_current();
   bool is_device_decided() const;
@@ -98,6 +102,9 @@ class SharedLane {
   const Options options_;
   Budget& budget_;
   Stats& stats_;
+  std::mutex control_mutex_;  // control messages never wait for the copying of tensors; guards the next
+  SegmentWriter* control_writer_ = nullptr;
+  std::atomic<bool> nudge_asked_{false};
   mutable std::mutex mutex_;  // guards the following
   std::unique_ptr<SegmentWriter> writer_;  // until close: without it nobody but close touches `copies_`
   std::deque<Outgoing> queue_;

@@ -115,6 +115,13 @@ bool Stream::send_now(Outgoing& item) {
   return true;
 }
 
+bool Stream::nudge_now() {
+  if (!is_free()) return false;
+  build_plain(wire::Kind::kNudge);
+  if (socket_.try_send(pending_->frame)) on_sent();
+  return true;
+}
+
 void Stream::say_bye() { build_plain(wire::Kind::kBye); }
 
 Stream::Progress Stream::build_next(const NextItem& next) {
@@ -251,6 +258,7 @@ void Stream::on_sent() {
     case wire::Kind::kBeat: return;
     case wire::Kind::kCancel: add(stats_.cancelled); return;
     case wire::Kind::kControl:
+      ++controls_sent_;
       add(stats_.control_sent);
       if (sent.item->relayed) add(stats_.relayed);
       budget_.release(sent.item->held_bytes, 1);

@@ -9,6 +9,7 @@
 // Errors: kPeerLost and kConnect from watch_peer; what building needs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -55,6 +56,8 @@ class Stream {
   bool send_now(Outgoing& item);  // false: something is in front; the item is still the caller's
   bool is_free() const;           // nothing is in front
   void nudge() { nudge_ = true; }
+  bool nudge_now();               // false: something is in front, which nudge does not need
+  std::uint64_t controls_sent() const { return controls_sent_; }  // any thread
   void say_bye();
   bool hello_sent() const { return hello_sent_; }
   bool bye_sent() const { return bye_sent_; }
@@ -129,6 +132,7 @@ class Stream {
   std::optional<wire::Head> cancel_;  // of a dict cut off by its deadline; goes in front of everything else
   bool nudge_ = false;
   std::uint64_t sequence_ = 0;
+  std::atomic<std::uint64_t> controls_sent_{0};  // that ZeroMQ has
   bool hello_sent_ = false;
   bool bye_sent_ = false;
   Deadline next_beat_ = Deadline::never();

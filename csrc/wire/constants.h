@@ -9,7 +9,7 @@
 namespace zmqpp::wire {
 
 inline constexpr char kMagic[4] = {'Z', 'M', 'Q', 'P'};
-inline constexpr std::uint16_t kVersion = 3;
+inline constexpr std::uint16_t kVersion = 4;
 inline constexpr std::size_t kHeadSize = 64;
 
 enum class Kind : std::uint8_t {

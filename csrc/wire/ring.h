@@ -1,7 +1,7 @@
 // Layout of a shared segment: the way payload takes between two processes of one host. Prose: docs/wire_format.md,
 // section "Shared segment"; a change touches both, and the version.
 //
-//   [ head, one page | entries | releases | payload area ]
+//   [ head, one page | entries | releases | control ring | payload area ]
 //
 // Owns: nothing; all of it lies in shared memory, so every value read here may change at any moment, and may be a lie.
 // Blocks? never. Thread: one writer per word, named below. Errors: check_entry throws kMalformed.
@@ -14,6 +14,7 @@
 
 #include "base/futex.h"
 #include "wire/constants.h"
+#include "wire/control_record.h"
 #include "wire/head.h"
 
 namespace zmqpp::wire {
@@ -44,8 +45,9 @@ enum class DeviceState : std::uint32_t {
 };
 
 // Flags in SegmentHead::attention.
-inline constexpr std::uint32_t kSleeperUnit = 2;  // the rest of the word counts threads that sleep on the bell
+inline constexpr std::uint32_t kSleeperUnit = 4;  // the rest of the word counts threads that sleep on the bell
 inline constexpr std::uint32_t kNudge = 1;        // also say so by a message: somebody waits in a poll set
+inline constexpr std::uint32_t kRelays = 2;       // say so of control messages while nobody sleeps: they are to be passed on
 
 struct alignas(64) SegmentHead {
   char magic[8];
@@ -65,6 +67,8 @@ struct alignas(64) SegmentHead {
   unsigned char device_handle[64];               // CUDA's, for another process
   alignas(64) std::atomic<std::uint64_t> pinned_bytes;  // sender: from the payload area's start, before an entry that needs it
   alignas(64) char device_reason[192];           // receiver, before kRefused: text that ends with a zero
+  alignas(64) std::atomic<std::uint64_t> control_written;  // sender: bytes so far; a record is there when they cover it
+  alignas(64) std::atomic<std::uint64_t> control_read;     // receiver: bytes so far
 };
 static_assert(sizeof(SegmentHead) <= kPage);
 
@@ -130,9 +134,10 @@ EntryView read_entry(const Entry& entry, std::uint64_t payload_bytes, const Limi
 
 constexpr std::uint64_t entries_offset() { return kPage; }
 constexpr std::uint64_t releases_offset() { return entries_offset() + kSlots * sizeof(Entry); }
-constexpr std::uint64_t payload_offset() {
+constexpr std::uint64_t control_offset() {
   return (releases_offset() + kSlots * sizeof(Release) + kPage - 1) / kPage * kPage;
 }
+constexpr std::uint64_t payload_offset() { return control_offset() + kControlRing; }
 
 // Checks a private copy of one part against the payload it belongs to and the memory it lies in. Throws kMalformed.
 void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t device_bytes);

@@ -187,6 +187,7 @@ inline bool send(Link& link, const Content& content, double deadline_s = kLong_s
 
 inline void send_control(Link& link, std::uint64_t tag, std::size_t size) {
   const auto body = pattern::bytes(tag, size);
+  if (link.try_send_control(body.data(), size, {.tag = tag})) return;
   if (!link.reserve(size, Deadline::after(kLong_s))) throw link.queue_timeout(kLong_s);
   link.send_control(body.data(), size, {.tag = tag, .deadline = Deadline::after(kLong_s)});
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 SHM = Path("/dev/shm")
 SLOTS = 1024
 PAGE = 4096
-ENTRIES, RELEASES, PAYLOAD = PAGE, PAGE + SLOTS * 64, PAGE + SLOTS * 64 + SLOTS * 8
+ENTRIES, RELEASES, CONTROLS = PAGE, PAGE + SLOTS * 64, PAGE + SLOTS * 64 + SLOTS * 8
+PAYLOAD = CONTROLS + (64 << 10)
 """Where the parts of a segment begin: docs/wire_format.md, section "Shared segment"."""
 HEAD = {
     "magic": 0,
@@ -27,6 +28,8 @@ HEAD = {
     "room": 256,
     "room wanted": 320,
     "taken": 384,
+    "control written": 832,
+    "control read": 896,
 }
 ENTRY = {
     "number": (0, "Q"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.peer import Peer, until, within
-from tests.fault.segment import ENTRIES, HEAD, PAYLOAD, RELEASES, entry, put_entry, segment_of
+from tests.fault.segment import CONTROLS, ENTRIES, HEAD, PAYLOAD, RELEASES, entry, put_entry, segment_of
 from tests.fault.values import assert_whole, numbered
 from tests.lanes import Lane
 from tests.links import ANY_PORT
@@ -25,7 +25,7 @@ from zmqpp.errors import (
     SequenceError,
     ZmqppError,
 )
-from zmqpp.transport import Link
+from zmqpp.transport import Link, Route
 
 MIB = 1 << 20
 SHARED = Lane("shm", Path())
@@ -81,6 +81,28 @@ def test_wrong_entry_is_refused(case: str) -> None:
         with pytest.raises(ZmqppError):  # and the sender hears that its receiver gave up
             while True:
                 peer.send([2], 100)
+
+
+@pytest.mark.parametrize(
+    ("at", "content"), {"number": (0, 9), "size": (32, 70_000), "route": (44, 7), "flags": (45, 8)}.values()
+)
+def test_wrong_control_message_is_refused(at: int, content: int) -> None:
+    with linked() as (peer, receiver, memory):
+        peer.do("send_control", b"stage")
+        until(lambda: memory[HEAD["control written"]] == 128)
+        struct.pack_into("<I" if at == 32 else "<B", memory, CONTROLS + at, content)
+        with within(SEEN_S), pytest.raises(MalformedError, match="stage 0"):
+            receiver.recv_control(2)
+        with within(SEEN_S), pytest.raises(MalformedError):
+            receiver.recv_dict(timeout_s=2)
+
+
+def test_reader_that_gives_room_it_has_not_fails_the_sender() -> None:
+    with linked() as (peer, _, memory):
+        struct.pack_into("<Q", memory, HEAD["control read"], 1 << 20)
+        with pytest.raises(ZmqppError):
+            while True:
+                peer.do("send_control", b"stage")
 
 
 def test_error_found_in_the_segment_names_the_sender() -> None:
@@ -160,6 +182,8 @@ SCRIBBLES = {
     "entries": _anywhere(ENTRIES, ENTRIES + 64 * 64),
     "releases": _anywhere(RELEASES, RELEASES + 64 * 8),
     "payload": _anywhere(PAYLOAD, PAYLOAD + 64 * 1024),
+    "control ring": _anywhere(CONTROLS, CONTROLS + 64 * 256),
+    "control positions": _in_head("control written", "control read"),
     "everything": _anywhere(0, PAYLOAD + 64 * 1024),
 }
 
@@ -197,6 +221,7 @@ def keep_sending(link: Link, seconds: float) -> str:
     deadline = time.monotonic() + seconds
     try:
         for i in range(1 << 30):
+            link.send_control(b"c" * (i % 300), route=Route.LINK, timeout_s=0.3)
             link.send_dict(numbered(i, 100 if i % 3 else 200_000), timeout_s=0.3)
             if time.monotonic() > deadline:
                 break
@@ -213,6 +238,7 @@ def keep_receiving(link: Link, seconds: float) -> str:
     while time.monotonic() < deadline:
         try:
             held = [*held[-5:], link.recv_dict(timeout_s=0.2)]
+            link.recv_control(0)
         except ZmqppError as error:
             ended = repr(error)
             if link.previous_error() is not None:

@@ -67,8 +67,8 @@ def make(folder: Path) -> None:
         for name, frame in zip(_DICTS, bodies, strict=True):
             front = frame[_FLAGS : _FLAGS + 1] + frame[_TOTAL : _TOTAL + 8]
             _write(folder, "manifest", f"{session}-{name}", front + frame[_HEAD:])
-    area, offset = 1 << 20, 77824  # docs/wire_format.md, "Shared segment"
-    head = struct.pack("<8sIIQQQ", b"ZMQPSEG1", 2, 1024, 7, offset, area).ljust(64, b"\0")
+    area, offset = 1 << 20, 143360  # docs/wire_format.md, "Shared segment"
+    head = struct.pack("<8sIIQQQ", b"ZMQPSEG1", _engine.WIRE_VERSION, 1024, 7, offset, area).ljust(64, b"\0")
     _write(folder, "segment", "head", struct.pack("<Q", offset + area) + head + texts[2])
     _write(folder, "segment", "way-out", struct.pack("<Q", offset) + head + b"zmqpp-/../../etc/passwd")
     give, take = struct.pack("<BQ", 1, 5000), struct.pack("<BQ", 6, 0)
@@ -86,6 +86,9 @@ def make(folder: Path) -> None:
     for name, parts in ring.items():
         for repair in (_NOTHING, 63):
             _write(folder, "ring", f"{name}-{repair}", _ring(repair, parts))
+    for name, bodies in {"one": [b"step"], "several": [b"", b"x" * 64, b"y" * 65, b"z" * 700]}.items():
+        for repair in (_NOTHING, 7):
+            _write(folder, "controls", f"{name}-{repair}", _controls(repair, bodies))
 
 
 def _ring(repair: int, parts: list[tuple[int, bytes]]) -> bytes:
@@ -99,6 +102,16 @@ def _ring(repair: int, parts: list[tuple[int, bytes]]) -> bytes:
         entries += bytes([repair]) + entry + bytes([kind, kind != 4, 0, 0])
         area += body
     return bytes([2, len(parts)]) + entries + area
+
+
+def _controls(repair: int, bodies: list[bytes]) -> bytes:
+    """A control ring that holds `bodies`, as fuzz_controls.cc takes it."""
+    ring = b""
+    for number, body in enumerate(bodies, 1):
+        head = struct.pack("<QQQQIII", number, number - 1, 9, 0, len(body), 3, _engine.crc32c(body))
+        ring += (head + bytes([number % 4, 1, 0, 0])).ljust(64, b"\0") + body
+        ring += bytes(-len(ring) % 64)
+    return struct.pack("<BBI", len(bodies), repair, len(ring)) + ring
 
 
 def record(inline_bytes: int, checksum: bool = False) -> list[bytes]:
