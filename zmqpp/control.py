@@ -24,7 +24,7 @@ import msgspec
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1

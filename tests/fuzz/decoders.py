@@ -141,6 +141,50 @@ def _decode_payload(content: bytes) -> Any:
     return codec.decode(content)
 
 
+def _decode_step(content: bytes) -> Any:
+    from zmqpp.vllm import plain_step
+    from zmqpp.vllm.step_checks import StepLimits
+
+    limits = StepLimits(tokens=64, requests=4, length=100, blocks=10, groups=1, vocabulary=50)
+    step = plain_step.decode(content)
+    if type(step) is plain_step.PlainStep:
+        step.check(sum(step.counts), step.ids, limits)
+        return step.scheduled()
+    return step
+
+
+def steps() -> list[bytes]:
+    """Steps of requests that run on, as the engine sends them."""
+    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
+
+    from zmqpp.vllm import plain_step
+
+    step = SchedulerOutput.make_empty()
+    step.scheduled_cached_reqs = CachedRequestData(
+        ["a", "b"], set(), [[7], []], {}, [None, ([4],)], [12, 9], [3, 0]
+    )
+    step.num_scheduled_tokens, step.total_num_scheduled_tokens = {"a": 1, "b": 5}, 6
+    step.finished_req_ids, step.preempted_req_ids = {"c"}, set()
+    return [plain_step.encode(step)]
+
+
+def _decode_output(content: bytes) -> Any:
+    from zmqpp.vllm import plain_output
+
+    return plain_output.decode(content)
+
+
+def outputs() -> list[bytes]:
+    """What steps give, plain and not."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    from zmqpp.vllm import plain_output
+
+    plain = ModelRunnerOutput(["a", "b"], {"a": 0, "b": 1}, [[5], []])
+    other = ModelRunnerOutput(["a"], {"a": 0}, [[5]], prompt_logprobs_dict={"a": None})
+    return [plain_output.encode(plain), plain_output.encode(other)]
+
+
 # ---- manifests -------------------------------------------------------------------------------------------
 
 
@@ -241,7 +285,11 @@ TARGETS = {
     "span": _target(span.decode, spans),
     "keys": _target(_read_key_file, key_files),
     **(
-        {"codec": _target(_decode_payload, payloads, "zmqpp.vllm.codec", "zmqpp._manifest")}
+        {
+            "codec": _target(_decode_payload, payloads, "zmqpp.vllm.codec", "zmqpp._manifest"),
+            "step": _target(_decode_step, steps, "zmqpp.vllm.plain_step"),
+            "output": _target(_decode_output, outputs, "zmqpp.vllm.plain_output"),
+        }
         if _HAS_VLLM
         else {}
     ),

@@ -15,7 +15,7 @@ from tests.fuzz.mutation import Mutator, change_tree
 from tests.fuzz.neighbour import Previous
 from zmqpp import _engine, control
 from zmqpp.transport import Route
-from zmqpp.vllm import codec
+from zmqpp.vllm import codec, plain_step
 
 _HEAD = _engine.HEAD_SIZE
 _SAFE_CALLS = (
@@ -100,7 +100,7 @@ class Inputs:
     def __init__(self, heard: Heard, previous: Previous, seed: int) -> None:
         self._heard, self._previous = heard, previous
         self.random = random.Random(seed)
-        arguments = [codec.encode(((codec.decode(payload),), {})) for payload in heard.payloads]
+        arguments = [codec.encode(((plain_step.scheduled(payload),), {})) for payload in heard.payloads]
         restored = [codec.encode((_restorable(payload), {})) for payload in heard.payloads]
         self._payloads = Mutator([*heard.payloads, *arguments, *filter(None, restored)], seed)
         bodies = [*heard.others, *heard.bring_up, *(body for body, _ in heard.steps)]
@@ -224,10 +224,10 @@ class Inputs:
 
 def _is_first(body: bytes) -> bool:
     step = control.decode(body)
-    return isinstance(step, control.Exec) and not codec.decode(step.payload).scheduled_cached_reqs.req_ids
+    return isinstance(step, control.Exec) and not plain_step.scheduled(step.payload).scheduled_cached_reqs.req_ids
 
 
 def _restorable(payload: bytes) -> tuple[object, object] | None:
     """The arguments of `zmqpp.restore` for the new requests of a step."""
-    new = getattr(codec.decode(payload), "scheduled_new_reqs", None)
+    new = getattr(plain_step.scheduled(payload), "scheduled_new_reqs", None)
     return (new, [[1, 2, 3] for _ in new]) if new else None

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from zmqpp import control
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError, UnsupportedError
-from zmqpp.vllm import codec
-from zmqpp.vllm.step_checks import check_output
+from zmqpp.vllm import codec, plain_output
 
 __all__ = ["METHODS", "check_drafts", "check_method", "follow_up_drafts", "open_output", "speculation"]
 
@@ -43,7 +42,7 @@ def speculation(config: Any) -> dict[str, Any] | None:
     return {name: value for name in _FIELDS if (value := getattr(config, name, None)) is not None}
 
 
-def open_output(reply: control.StepReply, vocabulary: int, longest: int) -> Any:
+def open_output(reply: control.StepReply, vocabulary: int, longest: int) -> ModelRunnerOutput:
     """The step's ModelRunnerOutput, with what was drafted after it.
 
     Args:
@@ -51,8 +50,7 @@ def open_output(reply: control.StepReply, vocabulary: int, longest: int) -> Any:
     Raises:
         MalformedError: `reply` is none of a step.
     """
-    output = codec.decode(reply.payload)
-    check_output(output)
+    output = plain_output.decode(reply.payload)
     if reply.drafts is not None:
         setattr(output, _DRAFTS, check_drafts(codec.decode(reply.drafts), vocabulary, longest))
     return output

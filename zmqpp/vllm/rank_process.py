@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zmqpp import control
 from zmqpp.errors import ConfigError
 from zmqpp.pipeline.events import EVENTS_VARIABLE
-from zmqpp.vllm import codec, rank_words
+from zmqpp.vllm import codec, plain_step, rank_words
 from zmqpp.vllm.calls import FORGET, RESTORE
 from zmqpp.vllm.parent_death import die_with_parent
 from zmqpp.vllm.rank_words import AnyWord, Assignment
@@ -110,7 +110,7 @@ class _Rank:
         from zmqpp.vllm.rank_group import StepAbandonedError
 
         try:
-            output = self._worker.execute(step, codec.decode(step.payload))
+            output = self._worker.execute(step, plain_step.scheduled(step.payload))
         except StepAbandonedError:
             return  # Rank 0 has every request forgotten next.
         if step.tokens and step.sample and self._worker.group.is_last_rank and output is None:

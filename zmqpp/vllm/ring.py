@@ -16,7 +16,7 @@ from zmqpp import control
 from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
 from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
-from zmqpp.vllm import codec
+from zmqpp.vllm import codec, plain_step
 from zmqpp.vllm.flights import Flights
 from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
 from zmqpp.vllm.timeouts import step_s
@@ -118,7 +118,7 @@ class EngineRing:
         Raises:
             DeadlineError: they did not come in a step's time. StageLost: a stage is gone.
         """
-        payload = codec.encode(scheduler_output)
+        payload = plain_step.encode(scheduler_output)
         for earlier in self.flights.awaited(scheduler_output):
             self.read_until(earlier, step_s())
         future, sampled = self.flights.begin(step, scheduler_output, lambda: RingFuture(self))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zmqpp import control
-from zmqpp.vllm import codec
+from zmqpp.vllm import codec, plain_step
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.replies import Replies
 from zmqpp.vllm.reporter import Reporter
@@ -39,7 +39,7 @@ class StageSteps:
         Raises:
             MalformedError: it cannot run here. PeerLostError: a neighbour is gone. Whatever vLLM raises.
         """
-        scheduled = self._worker.check(step.tokens, codec.decode(step.payload))
+        scheduled = self._worker.check(step.tokens, plain_step.decode(step.payload))
         if not step.tokens:
             self._worker.execute(step, scheduled)
             return

@@ -22,7 +22,10 @@ from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.wire_types import wrong_field
 
-__all__ = ["StepLimits", "check_grammar", "check_output", "check_restored", "check_step"]
+__all__ = [
+    *("StepLimits", "check_blocks", "check_grammar", "check_numbers", "check_output", "check_restored"),
+    *("check_step", "require"),
+]
 
 _MASK_BITS = 32
 """Tokens in one number of a grammar mask."""
@@ -65,25 +68,25 @@ def check_step(step: Any, tokens: int, known: Container[str], limits: StepLimits
     Raises:
         MalformedError: what in it is wrong.
     """
-    _require(type(step) is SchedulerOutput, "a step", step)
+    require(type(step) is SchedulerOutput, "a step", step)
     scheduled = step.num_scheduled_tokens
-    _require(type(scheduled) is dict and len(scheduled) <= limits.requests, "its requests", scheduled)
+    require(type(scheduled) is dict and len(scheduled) <= limits.requests, "its requests", scheduled)
     for name, count in scheduled.items():
-        _require(type(name) is str and type(count) is int and count > 0, "scheduled tokens", (name, count))
+        require(type(name) is str and type(count) is int and count > 0, "scheduled tokens", (name, count))
     total = step.total_num_scheduled_tokens
-    _require(sum(scheduled.values()) == total == tokens <= limits.tokens, "its tokens", total)
+    require(sum(scheduled.values()) == total == tokens <= limits.tokens, "its tokens", total)
     _check_ids(step.finished_req_ids, set, "finished requests")
     new, cached = step.scheduled_new_reqs, step.scheduled_cached_reqs
-    _require(type(new) is list and type(cached) is CachedRequestData, "requests of", step)
+    require(type(new) is list and type(cached) is CachedRequestData, "requests of", step)
     _check_requests(new, limits)
     for request in new:
-        _check_blocks(request.block_ids, limits)
+        check_blocks(request.block_ids, limits)
     _check_cached(cached, known, step.finished_req_ids, limits)
     ids = [request.req_id for request in new] + cached.req_ids
-    _require(len(ids) == len(scheduled) and scheduled.keys() == set(ids), "scheduled requests", ids)
+    require(len(ids) == len(scheduled) and scheduled.keys() == set(ids), "scheduled requests", ids)
     computed = [request.num_computed_tokens for request in new] + cached.num_computed_tokens
     for name, before in zip(ids, computed, strict=True):
-        _require(before + scheduled[name] <= limits.length, "a request's length", (name, before))
+        require(before + scheduled[name] <= limits.length, "a request's length", (name, before))
     _check_rest(step, limits)
 
 
@@ -91,11 +94,11 @@ def check_restored(requests: Any, outputs: Any, limits: StepLimits) -> None:
     """Refuse requests that cannot go on here with what they are said to have generated."""
     _check_requests(requests, limits)
     for request in requests:
-        _require(request.block_ids == (), "blocks of a request that has none yet", request.block_ids)
-    _require(type(outputs) is list and len(outputs) == len(requests) <= limits.requests, "outputs", outputs)
+        require(request.block_ids == (), "blocks of a request that has none yet", request.block_ids)
+    require(type(outputs) is list and len(outputs) == len(requests) <= limits.requests, "outputs", outputs)
     for tokens in outputs:
-        _check_numbers(tokens, limits.vocabulary, "an output")
-        _require(len(tokens) <= limits.length, "an output of", len(tokens))
+        check_numbers(tokens, limits.vocabulary, "an output")
+        require(len(tokens) <= limits.length, "an output of", len(tokens))
 
 
 def check_output(output: Any) -> None:
@@ -120,111 +123,113 @@ def check_output(output: Any) -> None:
 
 def check_grammar(grammar: Any, limits: StepLimits) -> None:
     """Refuse a mask that is not one row of bits over the vocabulary for each of its places."""
-    _require(type(grammar) is GrammarOutput, "a grammar mask", grammar)
+    require(type(grammar) is GrammarOutput, "a grammar mask", grammar)
     _check_ids(grammar.structured_output_request_ids, list, "masked requests")
     mask, words = grammar.grammar_bitmask, -(-limits.vocabulary // _MASK_BITS)
     fits = type(mask) is np.ndarray and mask.dtype == np.int32 and mask.ndim == 2 and mask.shape[1] == words
-    _require(fits, "a grammar mask of", getattr(mask, "shape", mask))
-    _require(len(mask) >= len(grammar.structured_output_request_ids), "rows of a grammar mask", len(mask))
+    require(fits, "a grammar mask of", getattr(mask, "shape", mask))
+    require(len(mask) >= len(grammar.structured_output_request_ids), "rows of a grammar mask", len(mask))
 
 
 def _check_requests(requests: Any, limits: StepLimits) -> None:
-    _require(type(requests) is list, "new requests", requests)
+    require(type(requests) is list, "new requests", requests)
     for request in requests:
-        _require(type(request) is NewRequestData and type(request.req_id) is str, "a new request", request)
+        require(type(request) is NewRequestData and type(request.req_id) is str, "a new request", request)
         if request.prompt_token_ids is not None:
-            _check_numbers(request.prompt_token_ids, limits.vocabulary, "a prompt")
-            _require(len(request.prompt_token_ids) <= limits.length, "a prompt of", request.req_id)
+            check_numbers(request.prompt_token_ids, limits.vocabulary, "a prompt")
+            require(len(request.prompt_token_ids) <= limits.length, "a prompt of", request.req_id)
         if request.prefill_token_ids is not None:
-            _check_numbers(request.prefill_token_ids, limits.vocabulary, "a prefill")
-            _require(len(request.prefill_token_ids) <= limits.length, "a prefill of", request.req_id)
-        _require(_is_number(request.num_computed_tokens, limits.length), "computed tokens of", request.req_id)
+            check_numbers(request.prefill_token_ids, limits.vocabulary, "a prefill")
+            require(len(request.prefill_token_ids) <= limits.length, "a prefill of", request.req_id)
+        require(_is_number(request.num_computed_tokens, limits.length), "computed tokens of", request.req_id)
         _check_parameters(request, limits)
 
 
 def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
     sampling, pooling, lora = request.sampling_params, request.pooling_params, request.lora_request
     for given, kind in ((sampling, SamplingParams), (pooling, PoolingParams), (lora, LoRARequest)):
-        _require(given is None or type(given) is kind, f"a {kind.__name__}", given)
+        require(given is None or type(given) is kind, f"a {kind.__name__}", given)
     embeds = request.prompt_embeds
-    _require(embeds is None or isinstance(embeds, torch.Tensor), "prompt embeddings", embeds)
-    _require(embeds is not None or request.prompt_token_ids is not None, "a prompt of", request.req_id)
-    _require(type(request.mm_features) is list, "features", request.mm_features)
+    require(embeds is None or isinstance(embeds, torch.Tensor), "prompt embeddings", embeds)
+    require(embeds is not None or request.prompt_token_ids is not None, "a prompt of", request.req_id)
+    require(type(request.mm_features) is list, "features", request.mm_features)
     if sampling is None:
         return
-    _require((wrong := wrong_field(sampling)) is None, "a sampling parameter:", wrong)
+    require((wrong := wrong_field(sampling)) is None, "a sampling parameter:", wrong)
     for count in (sampling.logprobs, sampling.prompt_logprobs):
-        _require(count is None or -1 <= count <= limits.vocabulary, "logprobs", count)
+        require(count is None or -1 <= count <= limits.vocabulary, "logprobs", count)
     seed = sampling.seed
-    _require(seed is None or -(1 << 63) <= seed < 1 << 64, "a seed", seed)
-    _require(
+    require(seed is None or -(1 << 63) <= seed < 1 << 64, "a seed", seed)
+    require(
         sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1,
         "chances",
         sampling,
     )
-    _require(sampling.top_k >= -1, "top_k", sampling.top_k)  # beyond the vocabulary vLLM takes all of it
-    _require(sampling.repetition_penalty > 0, "a repetition penalty", sampling.repetition_penalty)
-    _require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)
+    require(sampling.top_k >= -1, "top_k", sampling.top_k)  # beyond the vocabulary vLLM takes all of it
+    require(sampling.repetition_penalty > 0, "a repetition penalty", sampling.repetition_penalty)
+    require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)
     tokens = [*(sampling.logit_bias or ()), *(sampling.allowed_token_ids or ())]
     tokens += sampling.all_stop_token_ids if sampling.min_tokens else ()
     tokens += [token for word in sampling.bad_words_token_ids or () for token in word]
-    _check_numbers(tokens, limits.vocabulary, "tokens of sampling parameters")
+    check_numbers(tokens, limits.vocabulary, "tokens of sampling parameters")
 
 
 def _check_cached(cached: CachedRequestData, known: Container[str], gone: Any, limits: StepLimits) -> None:
     _check_ids(cached.req_ids, list, "running requests")
     for name in cached.req_ids:
-        _require(name in known and name not in gone, "an unknown request", name)
+        require(name in known and name not in gone, "an unknown request", name)
     _check_ids(cached.resumed_req_ids, set, "resumed requests")
     for each in (cached.new_block_ids, cached.num_computed_tokens, cached.num_output_tokens):
-        _require(type(each) is list and len(each) == len(cached.req_ids), "running requests'", each)
+        require(type(each) is list and len(each) == len(cached.req_ids), "running requests'", each)
     for blocks in cached.new_block_ids:
         if blocks is not None:
-            _check_blocks(blocks, limits)
-    _check_numbers(cached.num_computed_tokens, limits.length, "computed tokens")
-    _check_numbers(cached.num_output_tokens, limits.length + 1, "output tokens")
-    _require(type(cached.new_token_ids) is list, "new tokens", cached.new_token_ids)
-    _require(len(cached.new_token_ids) in (0, len(cached.req_ids)), "new tokens", cached.new_token_ids)
-    _require(type(cached.all_token_ids) is dict, "all tokens", cached.all_token_ids)
+            check_blocks(blocks, limits)
+    check_numbers(cached.num_computed_tokens, limits.length, "computed tokens")
+    check_numbers(cached.num_output_tokens, limits.length + 1, "output tokens")
+    require(type(cached.new_token_ids) is list, "new tokens", cached.new_token_ids)
+    require(len(cached.new_token_ids) in (0, len(cached.req_ids)), "new tokens", cached.new_token_ids)
+    require(type(cached.all_token_ids) is dict, "all tokens", cached.all_token_ids)
     for tokens in (*cached.new_token_ids, *cached.all_token_ids.values()):
-        _check_numbers(tokens, limits.vocabulary, "tokens")
+        check_numbers(tokens, limits.vocabulary, "tokens")
 
 
 def _check_rest(step: SchedulerOutput, limits: StepLimits) -> None:
     drafts = step.scheduled_spec_decode_tokens
-    _require(type(drafts) is dict and drafts.keys() <= step.num_scheduled_tokens.keys(), "drafts", drafts)
+    require(type(drafts) is dict and drafts.keys() <= step.num_scheduled_tokens.keys(), "drafts", drafts)
     for tokens in drafts.values():
-        _check_numbers(tokens, limits.vocabulary, "drafted tokens", least=-1)
-    _require(type(step.scheduled_encoder_inputs) is dict, "encoder inputs", step.scheduled_encoder_inputs)
+        check_numbers(tokens, limits.vocabulary, "drafted tokens", least=-1)
+    require(type(step.scheduled_encoder_inputs) is dict, "encoder inputs", step.scheduled_encoder_inputs)
     preempted = getattr(step, "preempted_req_ids", None)
     if preempted is not None:
         _check_ids(preempted, set, "preempted requests")
-    _require(type(step.free_encoder_mm_hashes) is list, "encoder hashes", step.free_encoder_mm_hashes)
-    _check_numbers(getattr(step, "new_block_ids_to_zero", None) or [], limits.blocks, "blocks to clear")
+    require(type(step.free_encoder_mm_hashes) is list, "encoder hashes", step.free_encoder_mm_hashes)
+    check_numbers(getattr(step, "new_block_ids_to_zero", None) or [], limits.blocks, "blocks to clear")
     for copied in getattr(step, "kv_cache_block_copies", None) or []:
-        _check_numbers(list(copied), limits.blocks, "blocks to copy")
+        check_numbers(list(copied), limits.blocks, "blocks to copy")
 
 
-def _check_blocks(blocks: Any, limits: StepLimits) -> None:
-    _require(type(blocks) is tuple and len(blocks) == limits.groups, "blocks", blocks)
+def check_blocks(blocks: Any, limits: StepLimits) -> None:
+    """A request's blocks, a list for each group of the KV cache."""
+    require(type(blocks) is tuple and len(blocks) == limits.groups, "blocks", blocks)
     for group in blocks:
-        _check_numbers(group, limits.blocks, "blocks")
+        check_numbers(group, limits.blocks, "blocks")
 
 
 def _check_ids(ids: Any, kind: type, what: str) -> None:
-    _require(type(ids) is kind and all(type(name) is str for name in ids), what, ids)
+    require(type(ids) is kind and all(type(name) is str for name in ids), what, ids)
 
 
-def _check_numbers(numbers: Any, end: int, what: str, least: int = 0) -> None:
+def check_numbers(numbers: Any, end: int, what: str, least: int = 0) -> None:
     """A list of ints in `least` .. `end` - 1; long ones are looked at in C."""
-    _require(type(numbers) is list and set(map(type, numbers)) <= {int}, what, numbers)
-    _require(not numbers or (min(numbers) >= least and max(numbers) < end), f"{what} beyond {end}:", numbers)
+    require(type(numbers) is list and set(map(type, numbers)) <= {int}, what, numbers)
+    require(not numbers or (min(numbers) >= least and max(numbers) < end), f"{what} beyond {end}:", numbers)
 
 
 def _is_number(value: Any, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _require(holds: bool, what: str, found: Any) -> None:
+def require(holds: bool, what: str, found: Any) -> None:
+    """Raise MalformedError about `found`, unless it holds."""
     if not holds:
         raise MalformedError(f"a step from stage 0 cannot run: {what} {shown(found)}")

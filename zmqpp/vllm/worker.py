@@ -19,9 +19,10 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
-from zmqpp.vllm import codec, compat
+from zmqpp.vllm import codec, compat, plain_output
 from zmqpp.vllm.calls import WARM_UP
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
@@ -163,16 +164,22 @@ class StageWorker:
         bases = type(self.wrapper.worker).__mro__ if name else ()
         return next((base for base in bases if base.__name__ == name), None)
 
-    def check(self, tokens: int, scheduler_output: Any) -> Any:
-        """The step, if it can run here; `tokens`: how many its message says it has.
+    def check(self, tokens: int, step: Any) -> Any:
+        """The SchedulerOutput of `step`, as `plain_step` read it, if it can run here.
+
+        Args:
+            tokens: how many its message says it has.
 
         Raises:
             MalformedError: it cannot.
         """
         known = self.runner.known if self.runs else ()
-        check_step(scheduler_output, tokens, known, self._limits())
-        self.runner.check(scheduler_output)
-        return scheduler_output
+        if type(step) is PlainStep:
+            step.check(tokens, known, self._limits())
+            return step.scheduled()
+        check_step(step, tokens, known, self._limits())
+        self.runner.check(step)
+        return step
 
     def execute(self, step: control.Exec, scheduler_output: Any) -> Any:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
@@ -223,7 +230,7 @@ class StageWorker:
         drafts = None
         if self.config.speculative_config is not None:
             drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
-        return control.StepReply(step, codec.encode(on_host(output)), drafts)
+        return control.StepReply(step, plain_output.encode(on_host(output)), drafts)
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample the step just run (last stage).
