@@ -5,7 +5,6 @@ Thread: `take` by whichever reads the ring, everything else on the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from zmqpp import control
@@ -37,15 +36,13 @@ class Flights:
         futures = (self._futures.get(step) for step in needed)
         return [future for future in futures if future is not None]
 
-    def begin(
-        self, step: int, scheduled: Any, make: Callable[[], RingFuture]
-    ) -> tuple[RingFuture, list[control.Sampled]]:
-        """`scheduled` goes to the ring as `step`; its output to be, and the tokens that go with it."""
-        future, tokens = make(), scheduled.total_num_scheduled_tokens
+    def begin(self, step: int, scheduled: Any, begun_ns: int, future: RingFuture) -> list[control.Sampled]:
+        """`scheduled`, taken up at `begun_ns`, goes to the ring as `step` and gives `future`; the tokens that go along."""
+        tokens = scheduled.total_num_scheduled_tokens
         if tokens:
             self._futures[step] = future
-            self._board.send(step, tokens, len(scheduled.num_scheduled_tokens))
-        return future, self.feedback.begin(step, scheduled) if self.feedback is not None else []
+            self._board.send(step, tokens, len(scheduled.num_scheduled_tokens), begun_ns)
+        return self.feedback.begin(step, scheduled) if self.feedback is not None else []
 
     def take(self, reply: control.StepReply) -> None:
         """A step came back.

@@ -118,10 +118,11 @@ class EngineRing:
         Raises:
             DeadlineError: they did not come in a step's time. StageLost: a stage is gone.
         """
-        payload = plain_step.encode(scheduler_output)
+        begun_ns, payload = time.monotonic_ns(), plain_step.encode(scheduler_output)
         for earlier in self.flights.awaited(scheduler_output):
             self.read_until(earlier, step_s())
-        future, sampled = self.flights.begin(step, scheduler_output, lambda: RingFuture(self))
+        future = RingFuture(self)
+        sampled = self.flights.begin(step, scheduler_output, begun_ns, future)
         tokens = scheduler_output.total_num_scheduled_tokens
         self._send(control.Exec(step, tokens, sample, payload, sampled), tag=step)
         return future

@@ -154,11 +154,11 @@ class Board:
 
     # ---- steps -------------------------------------------------------------------------------------------
 
-    def send(self, step: int, tokens: int, requests: int) -> None:
-        """A step with `tokens` scheduled tokens of `requests` requests went onto the ring."""
+    def send(self, step: int, tokens: int, requests: int, begun_ns: int = 0) -> None:
+        """A step with `tokens` scheduled tokens of `requests` requests goes onto the ring. `begun_ns`: when it was taken up."""
         with self._lock:
             self.version += 1
-            now_ns = time.monotonic_ns()
+            now_ns = begun_ns or time.monotonic_ns()
             if not self._flight.on_ring and now_ns - self._last_step_ns > WINDOW_S / _NS:
                 self._busy_since_ns = now_ns
             self._flight.send(step, now_ns)
