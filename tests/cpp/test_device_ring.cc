@@ -138,14 +138,14 @@ TEST(what_was_accepted_cannot_be_refused_any_more) {
 TEST(an_offer_after_the_answer_keeps_no_receiver_awake) {
   Ring ring(ring_options(1u << 20), ring_options(1u << 20));
   ring.writer->offer_device(device_0());
-  ring.reader->sleep(ring.reader->bell(), Deadline::after(kLong_s));  // until it has answered there is something to do
+  ring.reader->sleep(ring.reader->bell(), {.dict = true}, Deadline::after(kLong_s));  // until it has answered there is something to do
   CHECK(!ring.reader->take());
   CHECK(ring.state() == DeviceState::kRefused);
   ring.state(DeviceState::kOffered);
   const Deadline deadline = Deadline::after(0.1);
   int returns = 0;
   while (!deadline.expired()) {
-    ring.reader->sleep(ring.reader->bell(), deadline);
+    ring.reader->sleep(ring.reader->bell(), {.dict = true}, deadline);
     ++returns;
   }
   CHECK(returns < 20);

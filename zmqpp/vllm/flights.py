@@ -37,7 +37,7 @@ class Flights:
         return [future for future in futures if future is not None]
 
     def begin(self, step: int, scheduled: Any, begun_ns: int, future: RingFuture) -> list[control.Sampled]:
-        """`scheduled`, taken up at `begun_ns`, goes to the ring as `step` and gives `future`; the tokens that go along."""
+        """`scheduled`, taken up at `begun_ns`, goes to the ring as `step` and gives `future`; tokens to go along."""
         tokens = scheduled.total_num_scheduled_tokens
         if tokens:
             self._futures[step] = future

@@ -155,7 +155,7 @@ class Board:
     # ---- steps -------------------------------------------------------------------------------------------
 
     def send(self, step: int, tokens: int, requests: int, begun_ns: int = 0) -> None:
-        """A step with `tokens` scheduled tokens of `requests` requests goes onto the ring. `begun_ns`: when it was taken up."""
+        """A step with `tokens` scheduled tokens of `requests` requests goes onto the ring; taken up at `begun_ns`."""
         with self._lock:
             self.version += 1
             now_ns = begun_ns or time.monotonic_ns()
