@@ -42,6 +42,7 @@ bool ControlWriter::write(const ControlMark& mark, std::uint64_t after, const st
 }
 
 void ControlWriter::put(std::uint64_t at, const std::uint8_t* from, std::size_t size) const {
+  if (size == 0) return;  // `from` may be null
   const std::size_t first = std::min<std::uint64_t>(size, until_end(at));
   std::memcpy(place(segment_, at), from, first);
   std::memcpy(place(segment_, at + first), from + first, size - first);
