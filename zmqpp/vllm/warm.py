@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-__all__ = ["warm_up"]
+__all__ = ["leave_alone", "warm_up"]
 
 _MODULES = (
     "vllm.model_executor.model_loader.default_loader",
@@ -36,6 +36,11 @@ def warm_up(model: str) -> None:
     _import_architecture(model)
     _register_kernels_once()
     resource_tracker.ensure_running()
+    leave_alone()
+
+
+def leave_alone() -> None:
+    """What there is by now stays: the garbage collector shall not go through it between two steps."""
     gc.collect()
     gc.freeze()
 

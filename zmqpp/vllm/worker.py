@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
+from zmqpp.vllm.warm import leave_alone
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
 from zmqpp.vllm.worker_methods import may_be_called
 from zmqpp.watch.status import Memory
@@ -154,8 +154,12 @@ class StageWorker:
         target = getattr(self.wrapper, method, None) if known else None
         if not callable(target):
             raise ConfigError(f"stage {self.stage} has no worker method {method[:80]!r} that others may call")
-        with self.group.warming_up() if method == WARM_UP else nullcontext():
+        if method != WARM_UP:
             return target(*args, **kwargs)
+        with self.group.warming_up():
+            took = target(*args, **kwargs)
+        leave_alone()  # compiled graphs: hundreds of milliseconds at a time
+        return took
 
     @property
     def _extension(self) -> Any:
