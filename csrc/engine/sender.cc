@@ -263,8 +263,9 @@ bool Sender::turn() {
     stream_.say_bye();
     return true;
   }
+  const Deadline until = stream_.wait_until(progress);
   stream.unlock();
-  wait(progress, shared);
+  wait(progress, shared, until);
   return true;
 }
 
@@ -384,9 +385,8 @@ bool Sender::finished() {
   return (stream_.bye_sent() && stream_.peer_lost()) || !connected_ || linger_.expired();
 }
 
-void Sender::wait(Stream::Progress progress, SharedLane::Progress shared) {
+void Sender::wait(Stream::Progress progress, SharedLane::Progress shared, Deadline until) {
   if (progress == Stream::Progress::kMore) return;
-  Deadline until = stream_.wait_until(progress);
   {
     const std::lock_guard lock(mutex_);
     until = until.sooner(soonest_);

@@ -81,7 +81,7 @@ class Sender {
   std::optional<Outgoing> next_item(bool only_control);
   bool finished();
   bool may_say_bye();
-  void wait(Stream::Progress progress, SharedLane::Progress shared);
+  void wait(Stream::Progress progress, SharedLane::Progress shared, Deadline until);
   void shut_down(const std::optional<Error>& error) noexcept;
 
   const Options options_;
