@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,8 +27,8 @@ TEXTS = ("What is this?", "The list type in Python", "Return the number of")
 ASKED = [(seed, text) for text in TEXTS for seed in (None, 1, 2, 3)]
 
 
-def answers(served: Served, at_once: int) -> list[Any]:
-    """Texts and logprobs of all that is asked."""
+def answers(served: Served, at_once: int, times: int = 1) -> list[Any]:
+    """Texts and logprobs of all that is asked, `times` times over."""
 
     def ask(one: tuple[int | None, str]) -> Any:
         body = {"model": NAME, **question(*one), "logprobs": True}
@@ -36,7 +39,7 @@ def answers(served: Served, at_once: int) -> list[Any]:
         return choice["message"]["content"], tokens
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(ask, ASKED))
+        return list(pool.map(ask, ASKED * times))
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,28 @@ def test_pictures_change_what_is_said(alone: list[Any]) -> None:
 @pytest.mark.parametrize("at_once", [1, 6])
 def test_stages_say_what_one_process_says(served: Served, alone: list[Any], at_once: int) -> None:
     assert answers(served, at_once) == alone
+
+
+@pytest.mark.parametrize("stage", [1, 0])
+def test_a_stage_killed_while_pictures_are_looked_at_costs_no_request(
+    served: Served, alone: list[Any], stage: int
+) -> None:
+    """Stage 0 encodes the pictures, and its own process is replaced by the engine; stage 1 by the launcher."""
+    assert served.launcher is not None
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(answers, served, 6, 12)
+        time.sleep(1)
+        before = status(served)
+        os.kill(before["stages"][stage]["pid"], signal.SIGKILL)
+        if stage:
+            served.launcher.restart_stage(stage)
+        assert not asking.done()
+        assert asking.result(240) == alone * 12
+    after = status(served)
+    assert after["losses"] == before["losses"] + 1
+    assert after["stages"][stage]["pid"] != before["stages"][stage]["pid"]
+
+
+def status(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{served.url}/pipeline/status", timeout=30).json()
+    return found

@@ -43,3 +43,14 @@ def test_two_stages_give_what_one_process_gives(name: str, zygote: Zygote, tmp_p
     assert_close(stages(zygote, tmp_path, [model, model], **dict(settings)), expected, width)
     folders = split(model, tmp_path / "split", [(0, 3), (3, LAYERS)])
     assert_close(stages(zygote, tmp_path, folders, **dict(settings)), expected, width)
+
+
+def test_how_vectors_are_pooled_is_said_to_stage_0_alone(zygote: Zygote, tmp_path: Path) -> None:
+    """The last stage pools."""
+    architecture, task, width = KINDS["embeddings of Qwen3"]
+    model = architecture.write(tmp_path / "model")
+    asked = {"pool": [task, TEXTS[:6]], "runner": "pooling", "convert": task}
+    means = {**asked, "pooler_config": {"pooling_type": "MEAN"}}
+    expected = one_process(zygote, tmp_path, model, **dict(means))
+    assert expected.answers != one_process(zygote, tmp_path, model, **dict(asked)).answers
+    assert_close(stages(zygote, tmp_path, [model, model], **dict(means)), expected, width)

@@ -18,6 +18,8 @@ class Arguments:
     dtype: str = "auto"
     quantization: str | None = None
     max_model_len: int | None = None
+    logits_processors: list[str] | None = None
+    lora_target_modules: list[str] | None = None
     skip_tokenizer_init: bool = False
 
 
@@ -41,6 +43,25 @@ def test_all_else_must_agree() -> None:
         ConfigError, match="stage 1 was started with --max-model-len 256, stage 0 runs with 512"
     ):
         settings.adopt(Arguments(max_model_len=256), STAGE_0, 1)
+
+
+def test_adapters_apply_to_the_same_modules_everywhere() -> None:
+    adopted = settings.adopt(Arguments(), {"lora_target_modules": ["q_proj"]}, 1)
+    assert adopted.lora_target_modules == ["q_proj"]
+    with pytest.raises(ConfigError, match="started with --lora-target-modules"):
+        settings.adopt(Arguments(lora_target_modules=["v_proj"]), {"lora_target_modules": ["q_proj"]}, 1)
+
+
+def test_code_is_not_taken_from_another_stage() -> None:
+    same = Arguments(logits_processors=["a:B"])
+    assert settings.adopt(same, {"logits_processors": ["a:B"]}, 1).logits_processors == ["a:B"]
+    assert settings.adopt(Arguments(), {"logits_processors": []}, 1).logits_processors is None
+    with pytest.raises(
+        ConfigError, match="started with no --logits-processors, stage 0 with --logits-processors a:B"
+    ):
+        settings.adopt(Arguments(), {"logits_processors": ["a:B"]}, 1)
+    with pytest.raises(ConfigError, match="a:B, stage 0 with no --logits-processors: give every stage"):
+        settings.adopt(same, {"logits_processors": []}, 1)
 
 
 def test_models_may_differ_in_their_quantisation_alone() -> None:

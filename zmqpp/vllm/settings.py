@@ -36,15 +36,50 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "enable_prefix_caching": lambda c: c.cache_config.enable_prefix_caching,
     "optimization_level": lambda c: int(c.optimization_level),
     "speculative_config": lambda c: speculation(c.speculative_config),
+    "pooler_config": lambda c: _pooler(c.model_config.pooler_config) or None,
+    "logits_processors": lambda c: [_name(one) for one in c.model_config.logits_processors or ()],
     "enable_lora": lambda c: c.lora_config is not None,
     "max_loras": lambda c: _lora(c, "max_loras"),
     "max_lora_rank": lambda c: _lora(c, "max_lora_rank"),
     "max_cpu_loras": lambda c: _lora(c, "max_cpu_loras"),
+    "lora_dtype": lambda c: _lora_dtype(c),
+    "lora_target_modules": lambda c: _lora(c, "target_modules"),
+    "fully_sharded_loras": lambda c: _lora(c, "fully_sharded_loras"),
+    "enable_tower_connector_lora": lambda c: _lora(c, "enable_tower_connector_lora"),
+    "enable_mixed_moe_lora_format": lambda c: _lora(c, "enable_mixed_moe_lora_format"),
+    "enable_moe_shared_loras": lambda c: _lora(c, "enable_moe_shared_loras"),
+    "max_lora_cls_labels": lambda c: _lora(c, "max_lora_cls_labels"),
 }
 
 
 def _lora(config: Any, field: str) -> Any:
-    return getattr(config.lora_config, field) if config.lora_config is not None else None
+    """None also where this vLLM does not know it yet."""
+    return getattr(config.lora_config, field, None) if config.lora_config is not None else None
+
+
+def _lora_dtype(config: Any) -> str | None:
+    """None where it is the model's: a stage may have a dtype of its own, which its adapters then have too."""
+    dtype = _lora(config, "lora_dtype")
+    own = dtype is None or dtype == config.model_config.dtype
+    return None if own else str(dtype).removeprefix("torch.")
+
+
+def _pooler(config: Any) -> dict[str, Any]:
+    """What is set; vLLM takes `pooling_type` only for the two that it stands for."""
+    if config is None:
+        return {}
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: value for name, value in given.items() if value is not None and name != "pooling_type"}
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    """What a stage was told of the pooler, beside vLLM's defaults."""
+    defaults = _pooler(type(config)()) if config is not None else {}
+    return {name: value for name, value in _pooler(config).items() if value != defaults.get(name)}
+
+
+def _name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def shared_settings(vllm_config: Any) -> dict[str, Any]:
@@ -54,12 +89,14 @@ def shared_settings(vllm_config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    plain = isinstance(value, bool | int | float | str | dict)
+    plain = isinstance(value, bool | int | float | str | dict | list)
     return value if plain else getattr(value, "value", str(value))
 
 
 _OWN = ("dtype", "quantization")
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
+_CODE = ("logits_processors",)
+"""Names of code, which no stage imports at another's word: every stage is given the same."""
 
 
 def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
@@ -76,13 +113,22 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
         mine, default = getattr(engine_args, name), _default_of(fields[name])
-        if name not in _OWN:
+        if name in _CODE:
+            _check_given(name, [_name(one) for one in mine or ()], theirs, stage)
+            own.add(name)
+        elif name == "pooler_config":
+            _check_agrees(name, {**theirs, **_changed(mine)}, theirs, theirs, stage)
+        elif name not in _OWN:
             _check_agrees(name, mine, default, theirs, stage)
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
     known = {name: value for name, value in settings.items() if name not in own}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
+    if "pooler_config" in known:
+        from vllm.config import PoolerConfig
+
+        known["pooler_config"] = PoolerConfig(**known["pooler_config"])
     return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
 
 
@@ -105,6 +151,20 @@ def _check_agrees(name: str, mine: Any, default: Any, theirs: Any, stage: int) -
         f"stage {stage} was started with {flag} {_plain(mine)}, stage 0 runs with {theirs}: "
         f"leave {flag} out on stage {stage} (stage 0 decides), or give both the same"
     )
+
+
+def _check_given(name: str, mine: list[str], theirs: list[str], stage: int) -> None:
+    if mine == theirs:
+        return
+    flag = "--" + name.replace("_", "-")
+    raise ConfigError(
+        f"stage {stage} was started with {_words(flag, mine)}, stage 0 with {_words(flag, theirs)}: "
+        f"give every stage the same (no stage imports code that another one names)"
+    )
+
+
+def _words(flag: str, names: list[str]) -> str:
+    return f"{flag} {' '.join(names)}" if names else f"no {flag}"
 
 
 def _same(name: str, a: Any, b: Any) -> bool:
