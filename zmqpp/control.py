@@ -24,7 +24,7 @@ import msgspec
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -61,6 +61,8 @@ class Hello(Message, tag="hello"):
     """EngineArgs field -> value resolved by stage 0."""
     runner: Literal["V1", "V2"] = "V1"
     """vLLM's model runner, the same on every stage."""
+    objects: str = ""
+    """Digest of vLLM's classes that travel; must be equal where the vLLM versions are not."""
 
 
 class HelloReply(Message, tag="hello-reply"):
