@@ -61,6 +61,8 @@ class Hello(Message, tag="hello"):
     """EngineArgs field -> value resolved by stage 0."""
     runner: Literal["V1", "V2"] = "V1"
     """vLLM's model runner, the same on every stage."""
+    objects: str = ""
+    """Digest of vLLM's classes that travel; must be equal where the vLLM versions are not."""
 
 
 class HelloReply(Message, tag="hello-reply"):

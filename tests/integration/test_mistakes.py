@@ -272,6 +272,11 @@ HELLOS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "another total": ({"total_stages": 3}, (), ("--pipeline-total-stages 2", "stage 0 with 3")),
     "another protocol": ({"protocol": 99}, (), ("stage 0 speaks 99", "install one zmqpp version")),
     "another vLLM": ({"vllm_version": "0.12.0"}, (), ("stage 0 runs 0.12.0", "install the same on both")),
+    "another patch of vLLM, with other steps": (
+        {"vllm_version": f"{compat.minor(compat.vllm_version())}.99", "objects": "of another vLLM"},
+        (),
+        ("stage 0 runs", ".99", "install the same on both"),
+    ),
     "other weights": (
         {
             "weights": {

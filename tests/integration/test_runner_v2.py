@@ -20,6 +20,12 @@ from tests.fault.test_killed_stages import Load, await_ready, kill
 from tests.integration.cases import CASES as ALL_CASES
 from tests.integration.cases import PROMPTS
 from tests.integration.serving import FLAGS, NAME, Served, long_only, one_process, pipeline
+from zmqpp.vllm import compat, compat_v2
+
+pytestmark = pytest.mark.skipif(
+    compat.minor(compat.vllm_version()) not in compat_v2.SUPPORTED_VLLM,
+    reason=f"V2 of vLLM {compat.vllm_version()} is refused, it is known in {', '.join(compat_v2.SUPPORTED_VLLM)}",
+)
 
 ROOT = Path(__file__).parents[2]
 V2 = {

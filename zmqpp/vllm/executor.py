@@ -38,6 +38,7 @@ from zmqpp.vllm.runner_choice import runner_of
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.timeouts import startup_s
 from zmqpp.vllm.tracing import Tracing
+from zmqpp.vllm.wire_digest import wire_digest
 from zmqpp.watch.board import Board
 from zmqpp.watch.snapshot import Publisher
 
@@ -112,6 +113,7 @@ class ExternalStageExecutor(Executor):
             weights=sample_weights(self.model_config.model),
             settings=self._settings,
             runner=runner_of(self.vllm_config),
+            objects=wire_digest(),
         )
         return self.ring.hello(hello, timeout_s, waiting)
 

@@ -14,6 +14,7 @@ from zmqpp.layers import LayerRange
 from zmqpp.version import __version__
 from zmqpp.vllm import compat
 from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.wire_digest import wire_digest
 
 __all__ = ["StartOver", "check_places", "check_unchanged", "check_versions", "introduction"]
 
@@ -39,6 +40,11 @@ def check_versions(hello: control.Hello, options: StageOptions) -> None:
     if compat.minor(mine) != compat.minor(hello.vllm_version):
         raise UnsupportedError(
             f"stage {index} runs vLLM {mine}, stage 0 runs {hello.vllm_version}: install the same on both"
+        )
+    if mine != hello.vllm_version and wire_digest() != hello.objects:
+        raise UnsupportedError(
+            f"stage {index} runs vLLM {mine}, stage 0 runs {hello.vllm_version}, whose steps look different: "
+            f"install the same on both"
         )
 
 
