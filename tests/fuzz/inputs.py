@@ -224,7 +224,10 @@ class Inputs:
 
 def _is_first(body: bytes) -> bool:
     step = control.decode(body)
-    return isinstance(step, control.Exec) and not plain_step.scheduled(step.payload).scheduled_cached_reqs.req_ids
+    return (
+        isinstance(step, control.Exec)
+        and not plain_step.scheduled(step.payload).scheduled_cached_reqs.req_ids
+    )
 
 
 def _restorable(payload: bytes) -> tuple[object, object] | None:
