@@ -41,7 +41,11 @@ struct Link::Next : public Onward {
 
   bool relay(Outgoing item) override { return link_.sender()->relay(std::move(item)); }
   bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) override {
-    return link_.sender()->try_control(mark, body, size);
+    try {
+      return link_.sender()->try_control(mark, body, size);
+    } catch (const Error&) {
+      return false;  // that half has failed, and relay finds it so
+    }
   }
   bool failed() const override { return link_.sender()->error().has_value(); }
   void fail(const Error& error) override { link_.sender()->fail(error); }
