@@ -152,6 +152,7 @@ def pipeline(
     environment: Mapping[str, str] | None = None,
     models: Iterable[Path] = (),
     ranks: Iterable[int] = (),
+    ready_s: float = READY_S,
 ) -> Iterator[Served]:
     """N external stages of a model, started as the documents say; `ranks`: the tensor-parallel size of each."""
     shutil.rmtree(log_dir, ignore_errors=True)
@@ -172,7 +173,7 @@ def pipeline(
             words = (*stage.arguments, "--tensor-parallel-size", str(size))
             launcher.stage_plans[index] = replace(stage, arguments=words)
         launcher.start()
-        launcher.wait_ready(READY_S)
+        launcher.wait_ready(ready_s)
         yield Served(plan.api.url, launcher, log_dir)
 
 
