@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,14 @@ def test_the_partition_variable_still_decides_the_layers(monkeypatch: pytest.Mon
     for stage, layers in enumerate([LayerRange(0, 1), LayerRange(1, 6), LayerRange(6, 8)]):
         monkeypatch.setenv(PARTITION_VARIABLE, partition(layers, stage, 3, 8))
         assert get_pp_indices(8, stage, 3) == (layers.start, layers.end)
+
+
+def test_the_line_for_a_person_is_a_line_of_its_own() -> None:
+    """vLLM gives its processes' output a name, and before 0.31 all that they print too."""
+    named = "from vllm.utils.system_utils import decorate_logs; decorate_logs('APIServer')"
+    said = "from zmqpp.vllm import failure; failure.say('it ended')"
+    ended = subprocess.run([sys.executable, "-c", f"{named}; {said}"], capture_output=True, text=True)
+    assert "zmqpp: error: it ended" in ended.stderr.splitlines(), ended
 
 
 def test_our_even_split_is_vllms() -> None:

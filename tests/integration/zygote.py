@@ -61,7 +61,7 @@ class Zygote:
         return self._running[-1]
 
     def run(
-        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 60.0
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, within_s: float = 120.0
     ) -> Ended:
         """Fork a command line and wait for its end."""
         return self.start(arguments, environment).wait(within_s)
@@ -113,6 +113,9 @@ class Running:
 
 def serve_requests() -> None:
     """Main loop of the imported process: one JSON line in, one pid out."""
+    # Older versions of vLLM log to stdout while they are imported.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     import vllm.entrypoints.cli.serve  # noqa: F401
     from vllm.entrypoints.cli.main import main
 
@@ -121,7 +124,7 @@ def serve_requests() -> None:
         pid = os.fork()
         if pid == 0:
             watch(request, main)
-        print(pid, flush=True)
+        print(pid, file=answers, flush=True)
 
 
 def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def]

@@ -141,6 +141,12 @@ def configure_logging(vllm_config: Any) -> None:
         configure(config)
 
 
+def write_line(stream: Any, line: str) -> None:
+    """As it is: vLLM before 0.31 puts its process's name before everything that is printed."""
+    getattr(stream, "_original_write", stream.write)(f"{line}\n")
+    stream.flush()
+
+
 def set_pipeline_group(group: Any) -> None:
     """Make `group` what `get_pp_group()` returns in this process."""
     parallel_state = importlib.import_module("vllm.distributed.parallel_state")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from zmqpp.errors import ZmqppError
+from zmqpp.vllm import compat
 from zmqpp.watch.snapshot import STATUS_VARIABLE
 
 FAILURE_VARIABLE = "ZMQPP_FAILURE_FILE"
@@ -55,7 +56,7 @@ def read() -> str:
 
 def say(error: object) -> None:
     """One line for a person."""
-    print(f"zmqpp: error: {error}", file=sys.stderr, flush=True)
+    compat.write_line(sys.stderr, f"zmqpp: error: {error}")
 
 
 def stop_starting(error: ZmqppError) -> NoReturn:

@@ -129,7 +129,7 @@ def end_early(options: StageOptions, error: object) -> NoReturn:
 
 def warn(line: str) -> None:
     """A line for people that ends nothing."""
-    print(f"zmqpp: warning: {line}", file=sys.stderr, flush=True)
+    compat.write_line(sys.stderr, f"zmqpp: warning: {line}")
 
 
 def end(error: object) -> NoReturn:
