@@ -165,3 +165,5 @@ def test_stages_of_two_ranks_answer_as_one_process_also_after_a_kill(
         kill(served, 1)
         assert load.wait() == some(alone, names)
         await_ready(served)
+    log = (tmp_path / "logs" / "stage_0.log").read_text()
+    assert log.count("requests go on") == 1, "another loss than the one that was made"
