@@ -147,3 +147,29 @@ def test_a_prompt_in_pieces_over_three_stages_with_async_scheduling(
     with pipeline(tmp_path / "logs", 3, flags=flags, environment=V2) as served:
         assert served.answers(some(CASES, names), timeout_s=SLOW_S) == some(alone, names)
         assert served.answers(some(CASES, names), at_once=6, timeout_s=SLOW_S) == some(alone, names)
+
+
+@long_only
+@pytest.mark.parametrize("flags", [FLAGS, ASYNC], ids=["sync", "async"])
+def test_stages_of_two_ranks_answer_as_one_process_also_after_a_kill(
+    alone: dict[str, Any], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    names = (
+        "greedy 0",
+        "greedy 1",
+        "seeded",
+        "logprobs",
+        "penalties",
+        "regex",
+        "long prompt",
+        "prompt logprobs",
+    )
+    with pipeline(tmp_path / "logs", 2, flags=flags, environment=V2, ranks=(2, 2)) as served:
+        assert served.answers(some(CASES, names), at_once=4, timeout_s=SLOW_S) == some(alone, names)
+        load = Load(served, some(CASES, names), SLOW_S)
+        time.sleep(3.0)
+        kill(served, 1)
+        assert load.wait() == some(alone, names)
+        await_ready(served)
+    log = (tmp_path / "logs" / "stage_0.log").read_text()
+    assert log.count("requests go on") == 1, "another loss than the one that was made"

@@ -1,13 +1,17 @@
 """On PYTHONPATH of a test's stages: Triton has a driver for this machine's CPU, as far as vLLM asks.
 
 With TRITON_INTERPRET=1 kernels run as Python, and Model Runner V2 without a GPU. The interpreter takes masks of bools
-only, and does not make all of them such: those of vLLM's grammar kernel are numbers by then.
+only, and does not make all of them such: those of vLLM's grammar kernel are numbers by then. torch's compiler would ask
+that driver for more; vLLM gives it a function of tensor-parallel embeddings even in eager mode.
 """
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def _offer_cpu() -> None:

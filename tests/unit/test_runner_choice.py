@@ -39,7 +39,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def arguments(**more: Any) -> Any:
-    plain = {"speculative_config": None, "tensor_parallel_size": 1, "async_scheduling": None}
+    plain = {"speculative_config": None, "async_scheduling": None}
     return SimpleNamespace(**{**plain, **more})
 
 
@@ -56,7 +56,7 @@ def test_where_nothing_speaks_against_it_vllm_chooses() -> None:
 
 @pytest.mark.parametrize(
     ("more", "why"),
-    [({"tensor_parallel_size": 2}, "tensor-parallel"), ({"speculative_config": {"a": 1}}, "speculate")],
+    [({"speculative_config": {"a": 1}}, "speculate")],
 )
 def test_what_needs_v1_has_it_unless_v2_was_asked_for(
     more: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch

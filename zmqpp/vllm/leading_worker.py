@@ -65,8 +65,9 @@ class LeadingWorker(StageWorker):
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample on all ranks, which all draw the same; without `asked` the others know by the step itself."""
-        if asked is not None:
+        if grammar_output is not None:
             check_grammar(grammar_output, self._limits())
+        if asked is not None:
             self._ranks.tell(asked)
         try:
             return super().sample(grammar_output)

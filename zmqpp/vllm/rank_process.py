@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmqpp import control
-from zmqpp.errors import ConfigError
+from zmqpp.errors import ConfigError, MalformedError
 from zmqpp.pipeline.events import EVENTS_VARIABLE
 from zmqpp.vllm import codec, plain_step, rank_words
 from zmqpp.vllm.calls import FORGET, RESTORE
@@ -111,8 +111,8 @@ class _Rank:
 
         try:
             output = self._worker.execute(step, plain_step.scheduled(step.payload))
-        except StepAbandonedError:
-            return  # Rank 0 has every request forgotten next.
+        except (StepAbandonedError, MalformedError):
+            return  # Rank 0 gives the step up, or finds the same wrong with it, and has every request forgotten next.
         if step.tokens and step.sample and self._worker.group.is_last_rank and output is None:
             self._worker.sample(None)
 

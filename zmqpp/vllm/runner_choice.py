@@ -71,8 +71,6 @@ def _needs_v1(engine_args: Any) -> str:
         return "needs Triton, which has no driver here"
     if engine_args.speculative_config is not None:
         return "does not speculate over external stages yet"
-    if engine_args.tensor_parallel_size > 1:
-        return "does not support external stages of several tensor-parallel ranks yet"
     return ""
 
 
