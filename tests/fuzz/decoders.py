@@ -287,8 +287,8 @@ TARGETS = {
     **(
         {
             "codec": _target(_decode_payload, payloads, "zmqpp.vllm.codec", "zmqpp._manifest"),
-            "step": _target(_decode_step, steps, "zmqpp.vllm.plain_step"),
-            "output": _target(_decode_output, outputs, "zmqpp.vllm.plain_output"),
+            "step": _target(_decode_step, steps, "zmqpp.vllm.plain_step", "zmqpp.vllm.plain_form"),
+            "output": _target(_decode_output, outputs, "zmqpp.vllm.plain_output", "zmqpp.vllm.plain_form"),
         }
         if _HAS_VLLM
         else {}

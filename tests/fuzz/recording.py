@@ -120,6 +120,7 @@ def _sources() -> str:
         "version",
         "control",
         "vllm/codec",
+        "vllm/plain_form",
         "vllm/plain_step",
         "vllm/executor",
         "vllm/ring",

@@ -11,6 +11,13 @@ RANK = 4
 _MODULES = ("q_proj", "v_proj")
 
 
+def random_adapters(folder: Path) -> Path:
+    """Adapters "one", "two" and "three", each in a folder of its own in `folder`."""
+    for seed, name in enumerate(("one", "two", "three"), start=1):
+        random_adapter(folder / name, seed)
+    return folder
+
+
 def random_adapter(folder: Path, seed: int) -> Path:
     """Write an adapter of all layers of the embedded model."""
     import torch

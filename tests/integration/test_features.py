@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from tests.integration.adapters import RANK, random_adapter
+from tests.integration.adapters import RANK, random_adapters
 from tests.integration.cases import PROMPTS
 from tests.integration.serving import FLAGS, NAME, Served, long_only, one_process, pipeline
 
@@ -124,10 +124,7 @@ FEATURES: dict[str, Callable[[Served, Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate(("one", "two", "three"), start=1):
-        random_adapter(folder / name, seed)
-    return folder
+    return random_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

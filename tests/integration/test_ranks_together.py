@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.adapters import RANK, random_adapter
+from tests.integration.adapters import RANK, random_adapters
 from tests.integration.cases import CASES, PROMPTS
 from tests.integration.serving import FLAGS, NAME, Served, long_only, one_process, pipeline
 from tests.integration.test_embeddings import POOLING, assert_close, vectors
@@ -31,10 +31,7 @@ READY_S = 900
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate(("one", "two", "three"), start=1):
-        random_adapter(folder / name, seed)
-    return folder
+    return random_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,13 @@ Thread: any. Source: ModelRunnerOutput (vllm/v1/outputs.py).
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 import msgspec
 from vllm.v1.outputs import ModelRunnerOutput
 
-from zmqpp._shown import one_line
-from zmqpp.errors import MalformedError
 from zmqpp.vllm import codec
+from zmqpp.vllm.plain_form import PlainForm
 from zmqpp.vllm.step_checks import check_output
 
 __all__ = ["PlainOutput", "decode", "encode"]
@@ -32,14 +30,8 @@ class PlainOutput(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         return ModelRunnerOutput(self.ids, index, self.sampled, num_nans_in_logits=self.nans)
 
 
-_HERE = {"req_ids", "req_id_to_index", "sampled_token_ids", "num_nans_in_logits"}
-_REST = {name: value for name, value in vars(ModelRunnerOutput([], {})).items() if name not in _HERE}
-_rest_of = itemgetter(*_REST)
-_REST_VALUES = tuple(_REST.values())
-_PLAIN = 0x90 | len(PlainOutput.__struct_fields__)
-"""How msgpack begins an array of so many fields."""
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(PlainOutput)
+_HERE = ("req_ids", "req_id_to_index", "sampled_token_ids", "num_nans_in_logits")
+_FORM = PlainForm(PlainOutput, ModelRunnerOutput([], {}), _HERE, "a step's output")
 
 
 def encode(output: Any) -> bytes:
@@ -50,12 +42,8 @@ def encode(output: Any) -> bytes:
     """
     if not _is_plain(output):
         return codec.encode(output)
-    try:
-        return _encoder.encode(
-            PlainOutput(output.req_ids, output.sampled_token_ids, output.num_nans_in_logits)
-        )
-    except (TypeError, OverflowError):
-        return codec.encode(output)  # which has words for more
+    plain = PlainOutput(output.req_ids, output.sampled_token_ids, output.num_nans_in_logits)
+    return _FORM.encode(plain, output)
 
 
 def _is_plain(output: Any) -> bool:
@@ -63,10 +51,7 @@ def _is_plain(output: Any) -> bool:
         return False
     if output.req_id_to_index != {name: i for i, name in enumerate(output.req_ids)}:
         return False
-    try:
-        return bool(_rest_of(vars(output)) == _REST_VALUES)
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        return False  # something that cannot be compared, such as a tensor
+    return _FORM.has_plain_rest(output)
 
 
 def decode(payload: bytes) -> ModelRunnerOutput:
@@ -75,13 +60,8 @@ def decode(payload: bytes) -> ModelRunnerOutput:
     Raises:
         MalformedError: it is no output of a step.
     """
-    if payload[:1] == bytes([_PLAIN]):
-        try:
-            return _decoder.decode(payload).output()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise MalformedError(
-                f"a step's output of {len(payload)} bytes cannot be read: {one_line(error)}"
-            ) from error
+    if (plain := _FORM.decode(payload)) is not None:
+        return plain.output()
     output: ModelRunnerOutput = codec.decode(payload)
     check_output(output)
     return output

@@ -2,7 +2,7 @@
 
 A SchedulerOutput has dozens of fields, and between two steps whatever reads them has left the processor's caches: what
 the general codec and its checks do in 80 us while they are warm takes 400. A plain step is one msgspec Struct, read and
-checked for its types in C. All other steps take the general codec; an array in front tells one from the other.
+checked for its types in C. All other steps take the general codec (`plain_form.py`).
 
 Thread: any. Source: Scheduler.schedule (vllm/v1/core/sched/scheduler.py).
 """
@@ -10,15 +10,14 @@ Thread: any. Source: Scheduler.schedule (vllm/v1/core/sched/scheduler.py).
 from __future__ import annotations
 
 from itertools import chain
-from operator import add, itemgetter
+from operator import add
 from typing import Any
 
 import msgspec
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from zmqpp._shown import one_line
-from zmqpp.errors import MalformedError
 from zmqpp.vllm import codec
+from zmqpp.vllm.plain_form import PlainForm
 from zmqpp.vllm.step_checks import StepLimits, check_blocks, check_numbers, require
 
 __all__ = ["PlainStep", "decode", "encode", "scheduled"]
@@ -73,7 +72,7 @@ class PlainStep(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
             num_output_tokens=self.outputs,
         )
         step = SchedulerOutput.__new__(SchedulerOutput)
-        step.__dict__.update(_REST)
+        step.__dict__.update(_FORM.rest)
         step.__dict__.update({name: kind() for name, kind in _CONTAINERS})
         step.__dict__.update(
             scheduled_new_reqs=[],
@@ -87,26 +86,20 @@ class PlainStep(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         return step
 
 
-_HERE = {
+_HERE = (
     *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens"),
     *("finished_req_ids", "preempted_req_ids", "num_common_prefix_blocks"),
-}
+)
 _CACHED = {
     *("req_ids", "resumed_req_ids", "new_token_ids", "all_token_ids", "new_block_ids"),
     *("num_computed_tokens", "num_output_tokens"),
 }
-_REST = {name: value for name, value in vars(SchedulerOutput.make_empty()).items() if name not in _HERE}
-"""The fields that a plain step has as an empty one has them."""
-_CONTAINERS = [(name, type(value)) for name, value in _REST.items() if isinstance(value, (list, dict, set))]
-_rest_of = itemgetter(*_REST)
-_REST_VALUES = tuple(_REST.values())
-_IS_KNOWN = vars(CachedRequestData.make_empty()).keys() == _CACHED and hasattr(
-    SchedulerOutput.make_empty(), "preempted_req_ids"
-)
-_PLAIN = 0x90 | len(PlainStep.__struct_fields__)
-"""How msgpack begins an array of so many fields."""
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(PlainStep)
+_EMPTY = SchedulerOutput.make_empty()
+_FORM = PlainForm(PlainStep, _EMPTY, _HERE, "a step")
+_CONTAINERS = [
+    (name, type(value)) for name, value in _FORM.rest.items() if isinstance(value, (list, dict, set))
+]
+_IS_KNOWN = vars(_EMPTY.scheduled_cached_reqs).keys() == _CACHED and hasattr(_EMPTY, "preempted_req_ids")
 
 
 def encode(step: SchedulerOutput) -> bytes:
@@ -129,10 +122,7 @@ def encode(step: SchedulerOutput) -> bytes:
         None if preempted is None else list(preempted),
         step.num_common_prefix_blocks,
     )
-    try:
-        return _encoder.encode(plain)
-    except (TypeError, OverflowError):
-        return codec.encode(step)  # which has words for more
+    return _FORM.encode(plain, step)
 
 
 def _is_plain(step: SchedulerOutput) -> bool:
@@ -141,10 +131,7 @@ def _is_plain(step: SchedulerOutput) -> bool:
         return False
     if not cached.req_ids or list(step.num_scheduled_tokens) != cached.req_ids:
         return False
-    try:
-        return bool(_rest_of(vars(step)) == _REST_VALUES)
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        return False  # something that cannot be compared, such as a tensor
+    return _FORM.has_plain_rest(step)
 
 
 def decode(payload: bytes) -> Any:
@@ -153,12 +140,8 @@ def decode(payload: bytes) -> Any:
     Raises:
         MalformedError: `encode` did not write it.
     """
-    if payload[:1] != bytes([_PLAIN]):
-        return codec.decode(payload)
-    try:
-        return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedError(f"a step of {len(payload)} bytes cannot be read: {one_line(error)}") from error
+    plain = _FORM.decode(payload)
+    return codec.decode(payload) if plain is None else plain
 
 
 def scheduled(payload: bytes) -> Any:
