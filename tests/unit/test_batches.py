@@ -6,77 +6,14 @@ from collections import deque
 from typing import Any
 
 import pytest
-import torch
-from vllm.engine.arg_utils import EngineArgs
-from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
-from vllm.v1.structured_output import StructuredOutputManager
 
+from tests.unit.real_scheduler import PROMPT as _PROMPT
+from tests.unit.real_scheduler import add as _add
+from tests.unit.real_scheduler import answer as _answer
+from tests.unit.real_scheduler import scheduler as _scheduler
 from zmqpp.errors import ConfigError
-from zmqpp.models import docs_llama
 from zmqpp.vllm.batches import BalancedScheduler, balance_batches, wants_balance
-
-_BLOCKS, _BLOCK = 512, 32
-_PROMPT = 8
-
-
-def _scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any) -> Any:
-    arguments = EngineArgs(
-        model=str(docs_llama()),
-        max_model_len=512,
-        max_num_batched_tokens=256,
-        block_size=_BLOCK,
-        kv_cache_memory_bytes=64 << 20,
-        pipeline_parallel_size=1,
-        **{"max_num_seqs": 64, **more},
-    )
-    config = arguments.create_engine_config()
-    config.parallel_config.pipeline_parallel_size = batches
-    config.cache_config.num_gpu_blocks = _BLOCKS
-    spec = FullAttentionSpec(block_size=_BLOCK, num_kv_heads=2, head_size=32, dtype=torch.float32)
-    cache = KVCacheConfig(
-        num_blocks=_BLOCKS,
-        kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-    )
-    return kind(
-        vllm_config=config,
-        kv_cache_config=cache,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=_BLOCK,
-        log_stats=False,
-    )
-
-
-def _add(scheduler: Any, names: range) -> None:
-    for name in names:
-        parameters = SamplingParams(max_tokens=100, ignore_eos=True)
-        scheduler.add_request(
-            Request(
-                request_id=str(name),
-                prompt_token_ids=[3] * _PROMPT,
-                sampling_params=parameters,
-                pooling_params=None,
-            )
-        )
-
-
-def _answer(scheduler: Any, step: Any) -> None:
-    """The step came back: one token for each of its requests."""
-    names = list(step.num_scheduled_tokens)
-    output = ModelRunnerOutput(
-        req_ids=names,
-        req_id_to_index={name: index for index, name in enumerate(names)},
-        sampled_token_ids=[[7] for _ in names],
-        logprobs=None,
-        prompt_logprobs_dict={},
-        pooler_output=[],
-    )
-    scheduler.update_from_output(step, output)
 
 
 def _sizes(scheduler: Any, batches: int, steps: int) -> list[int]:

@@ -20,9 +20,8 @@ from zmqpp.errors import DeadlineError, StageError, UnsupportedError, ZmqppError
 from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
-from zmqpp.vllm.batches import balance_batches, wants_balance
+from zmqpp.vllm.batches import wants_balance
 from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
-from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.feedback import feedback_for
 from zmqpp.vllm.first_stage import FirstStage
@@ -35,6 +34,7 @@ from zmqpp.vllm.recovery import Recovery
 from zmqpp.vllm.ring import EngineRing
 from zmqpp.vllm.ring_future import RingFuture, StageLost
 from zmqpp.vllm.runner_choice import runner_of
+from zmqpp.vllm.scheduling import adapt_scheduler
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.timeouts import startup_s
 from zmqpp.vllm.tracing import Tracing
@@ -226,13 +226,10 @@ class ExternalStageExecutor(Executor):
         self._serving = True
         self._keep_async()
         scheduler = getattr(self.engine, "scheduler", None)
-        if scheduler is None:
-            return
-        if self.vllm_config.speculative_config is not None:
-            follow_up_drafts(scheduler)
-        if self._balances:
+        if scheduler is not None:
             # A decode leaves when its token is back: one batch a stage, even where one more may be in flight.
-            balance_batches(scheduler, self.options.total_stages)
+            batches = self.options.total_stages if self._balances else 1
+            adapt_scheduler(scheduler, self.vllm_config, batches)
 
     def _draft_limits(self) -> tuple[int, int]:
         config = self.vllm_config.speculative_config

@@ -1,0 +1,46 @@
+"""What the engine's scheduler does otherwise, from when the pipeline serves.
+
+Thread: the engine's. Source: Scheduler.schedule, Scheduler._make_cached_request_data (vllm/v1/core/sched/scheduler.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zmqpp.vllm.batches import balance_batches
+from zmqpp.vllm.drafts import follow_up_drafts
+from zmqpp.vllm.runner_choice import runner_of
+
+__all__ = ["adapt_scheduler"]
+
+
+def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> None:
+    """Before the first step; safe to call twice.
+
+    Args:
+        scheduler: of vLLM's engine, whose configuration is `config`.
+        batches: decodes are divided among so many; 1 leaves them as they are.
+    """
+    if config.speculative_config is not None:
+        follow_up_drafts(scheduler)
+    balance_batches(scheduler, batches)
+    if runner_of(config) == "V1" and config.kv_transfer_config is None:
+        scheduler.prev_step_scheduled_req_ids = EveryRequest()
+
+
+class EveryRequest(set[str]):
+    """The requests of the step before, for a scheduler that repeats all tokens of the others with a step.
+
+    Model Runner V1 reads those only where it schedules asynchronously, which it does not do over external stages. With
+    several batches in flight no request is ever in the step before: each step would carry, and copy, the whole of what
+    its requests have said so far.
+    """
+
+    def __contains__(self, request: object) -> bool:
+        return True
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+
+    def update(self, *requests: Any) -> None:
+        """Nothing is kept."""
