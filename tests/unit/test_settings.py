@@ -19,6 +19,9 @@ class Arguments:
     quantization: str | None = None
     max_model_len: int | None = None
     logits_processors: list[str] | None = None
+    watermark_config: dict[str, Any] | None = None
+    model_impl: str = "auto"
+    use_fp64_gumbel: bool = False
     lora_target_modules: list[str] | None = None
     skip_tokenizer_init: bool = False
 
@@ -62,6 +65,30 @@ def test_code_is_not_taken_from_another_stage() -> None:
         settings.adopt(Arguments(), {"logits_processors": ["a:B"]}, 1)
     with pytest.raises(ConfigError, match="a:B, stage 0 with no --logits-processors: give every stage"):
         settings.adopt(same, {"logits_processors": []}, 1)
+
+
+def test_how_the_last_stage_samples_and_builds_comes_from_stage_0() -> None:
+    adopted = settings.adopt(Arguments(), {"use_fp64_gumbel": True, "model_impl": "transformers"}, 1)
+    assert (adopted.use_fp64_gumbel, adopted.model_impl) == (True, "transformers")
+    with pytest.raises(ConfigError, match="started with --model-impl vllm, stage 0 runs with transformers"):
+        settings.adopt(Arguments(model_impl="vllm"), {"model_impl": "transformers"}, 1)
+
+
+@pytest.mark.vllm
+def test_a_watermark_is_given_to_every_stage_and_its_key_is_not_told() -> None:
+    from vllm.config import WatermarkConfig
+
+    key = {"key": 123456789}
+    told = {"watermark_config": settings._watermark(WatermarkConfig(**key))}
+    assert "123456789" not in str(told)
+    assert settings.adopt(Arguments(watermark_config=key), told, 1).watermark_config == key
+    with pytest.raises(
+        ConfigError, match="started with no --watermark-config, stage 0 with --watermark-conf"
+    ):
+        settings.adopt(Arguments(), told, 1)
+    with pytest.raises(ConfigError, match="context_width=9") as refused:
+        settings.adopt(Arguments(watermark_config={**key, "context_width": 9}), told, 1)
+    assert "123456789" not in str(refused.value)
 
 
 def test_models_may_differ_in_their_quantisation_alone() -> None:

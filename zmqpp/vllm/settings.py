@@ -22,6 +22,11 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
         c.model_config.hf_overrides if isinstance(c.model_config.hf_overrides, dict) else None
     ),
     "disable_sliding_window": lambda c: c.model_config.disable_sliding_window,
+    "model_impl": lambda c: c.model_config.model_impl,
+    "use_fp64_gumbel": lambda c: c.model_config.use_fp64_gumbel,
+    "return_sampling_mask": lambda c: c.model_config.return_sampling_mask,
+    "language_model_only": lambda c: getattr(c.model_config.multimodal_config, "language_model_only", None),
+    "watermark_config": lambda c: _watermark(c.watermark_config),
     "runner": lambda c: c.model_config.runner,
     "convert": lambda c: c.model_config.convert,
     "enable_prompt_embeds": lambda c: c.model_config.enable_prompt_embeds,
@@ -31,13 +36,15 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "async_scheduling": lambda c: c.scheduler_config.async_scheduling,
     "block_size": lambda c: c.cache_config.block_size,
     "kv_cache_dtype": lambda c: c.cache_config.cache_dtype,
+    "kv_cache_dtype_skip_layers": lambda c: c.cache_config.kv_cache_dtype_skip_layers or None,
+    "kv_sharing_fast_prefill": lambda c: c.cache_config.kv_sharing_fast_prefill,
     "kv_cache_memory_bytes": lambda c: c.cache_config.kv_cache_memory_bytes,
     "num_gpu_blocks_override": lambda c: c.cache_config.num_gpu_blocks_override,
     "enable_prefix_caching": lambda c: c.cache_config.enable_prefix_caching,
     "optimization_level": lambda c: int(c.optimization_level),
     "speculative_config": lambda c: speculation(c.speculative_config),
     "pooler_config": lambda c: _pooler(c.model_config.pooler_config) or None,
-    "logits_processors": lambda c: [_name(one) for one in c.model_config.logits_processors or ()],
+    "logits_processors": lambda c: _names(c.model_config.logits_processors),
     "enable_lora": lambda c: c.lora_config is not None,
     "max_loras": lambda c: _lora(c, "max_loras"),
     "max_lora_rank": lambda c: _lora(c, "max_lora_rank"),
@@ -78,8 +85,17 @@ def _changed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in _pooler(config).items() if value != defaults.get(name)}
 
 
-def _name(kind: Any) -> str:
-    return kind if isinstance(kind, str) else f"{kind.__module__}:{kind.__qualname__}"
+def _names(kinds: Any) -> list[str]:
+    return [
+        kind if isinstance(kind, str) else f"{kind.__module__}:{kind.__qualname__}" for kind in kinds or ()
+    ]
+
+
+def _watermark(config: Any) -> list[str]:
+    """In words, which leave the key out; `config` as vLLM made it, or as it is given to a stage."""
+    from vllm.config import WatermarkConfig
+
+    return [repr(WatermarkConfig(**config) if isinstance(config, dict) else config)] if config else []
 
 
 def shared_settings(vllm_config: Any) -> dict[str, Any]:
@@ -95,8 +111,9 @@ def _plain(value: Any) -> Any:
 
 _OWN = ("dtype", "quantization")
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
-_CODE = ("logits_processors",)
-"""Names of code, which no stage imports at another's word: every stage is given the same."""
+_GIVEN: dict[str, Callable[[Any], list[str]]] = {"logits_processors": _names, "watermark_config": _watermark}
+"""What every stage is given itself, and the same: names of code, which no stage imports at another's word, and a key,
+which is not for the wire. Here in the words in which they are compared."""
 
 
 def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
@@ -113,8 +130,8 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
         mine, default = getattr(engine_args, name), _default_of(fields[name])
-        if name in _CODE:
-            _check_given(name, [_name(one) for one in mine or ()], theirs, stage)
+        if name in _GIVEN:
+            _check_given(name, _GIVEN[name](mine), theirs, stage)
             own.add(name)
         elif name == "pooler_config":
             _check_agrees(name, {**theirs, **_changed(mine)}, theirs, theirs, stage)
@@ -159,7 +176,7 @@ def _check_given(name: str, mine: list[str], theirs: list[str], stage: int) -> N
     flag = "--" + name.replace("_", "-")
     raise ConfigError(
         f"stage {stage} was started with {_words(flag, mine)}, stage 0 with {_words(flag, theirs)}: "
-        f"give every stage the same (no stage imports code that another one names)"
+        f"give every stage the same (code and keys are not taken from another stage)"
     )
 
 
