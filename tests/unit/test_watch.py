@@ -11,6 +11,7 @@ import pytest
 from zmqpp.errors import MalformedError
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
+from zmqpp.watch.clock import Moments
 from zmqpp.watch.recorder import Recorder
 from zmqpp.watch.snapshot import STATUS_VARIABLE, Publisher, read
 from zmqpp.watch.status import LinkCounters, Memory, PipelineStatus
@@ -102,6 +103,40 @@ def test_the_board_knows_steps_in_flight_tokens_and_the_bubble() -> None:
         shares = stage.recent
         assert shares.compute + shares.wait + shares.send + shares.idle == pytest.approx(1.0)
         assert stage.recent.tokens_per_s > 0
+
+
+def test_steps_count_when_somebody_asks_or_there_is_time_for_it() -> None:
+    board = Board(2)
+    board.start_trace()
+    version = board.version
+    board.send(1, 5, 2, begun_ns=time.monotonic_ns())
+    board.send(2, 3, 1)
+    board.finish(1, 2)
+    assert board.version > version
+    board.settle()
+    board.finish(2, 1)
+    status = board.status()
+    assert (status.in_flight, status.steps, status.tokens) == (0, 2, 3)
+    trace = board.end_trace()
+    assert [span.step for span in trace.spans] == [1, 2] and trace.sizes == {1: (5, 2), 2: (3, 1)}
+    assert all(span.begin_ns <= span.end_ns for span in trace.spans)
+
+
+def test_an_answer_is_sent_before_its_step_is_counted() -> None:
+    recorder = Recorder()
+    recorder.start_trace()
+    with recorder.step(1, 1, 1):
+        time.sleep(0.001)
+        with recorder.sending():
+            time.sleep(0.001)
+            assert recorder.steps == 0
+    with recorder.sampling(2), recorder.sending():
+        time.sleep(0.001)
+    spans = recorder.end_trace()
+    counted = reported(recorder)
+    assert counted.steps == 1 and counted.send_ns >= 2_000_000
+    answered = next(span for span in spans if span.kind == "send" and span.step == 1)
+    assert Moments(spans).end[1] == answered.begin_ns, "what comes after is not on the step's way"
 
 
 def test_an_idle_pipeline_has_no_bubble() -> None:

@@ -111,9 +111,7 @@ class EngineRing:
         return future
 
     def execute(self, step: int, scheduler_output: Any, sample: bool) -> RingFuture:
-        """Start a step; resolves to the last stage's output once it sampled.
-
-        Waits for the tokens that it computes, where they are still on the ring.
+        """Start a step, once the tokens that it computes have come back; resolves to what the last stage answers.
 
         Raises:
             DeadlineError: they did not come in a step's time. StageLost: a stage is gone.
@@ -125,6 +123,7 @@ class EngineRing:
         sampled = self.flights.begin(step, scheduler_output, begun_ns, future)
         tokens = scheduler_output.total_num_scheduled_tokens
         self._send(control.Exec(step, tokens, sample, payload, sampled), tag=step)
+        self.board.settle()  # while the stages compute
         return future
 
     def sample(self, step: int, grammar_output: Any) -> None:

@@ -5,7 +5,7 @@ Thread: the stage's main thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zmqpp import control
 from zmqpp.vllm import codec, plain_step
@@ -47,15 +47,19 @@ class StageSteps:
             output = self._worker.execute(step, scheduled)
             if self._is_last and output is None and step.sample:
                 output = self._worker.sample(None)
-        if self._is_last and output is not None:
-            self._replies.give(step.step, output)
+            if self._is_last and output is not None:
+                self._answer(step.step, output)
 
     def sample(self, sample: control.Sample) -> None:
         """Under the mask that the step waited for. Raises as `run`."""
         if self._is_last:
             with self._reporter.recorder.sampling(sample.step):
-                output = self._worker.sample(codec.decode(sample.payload), sample)
-            self._replies.give(sample.step, output)
+                self._answer(sample.step, self._worker.sample(codec.decode(sample.payload), sample))
+
+    def _answer(self, step: int, output: Any) -> None:
+        """At once: the engine waits, and what is counted can be counted later."""
+        with self._reporter.recorder.sending():
+            self._replies.give(step, output)
 
     def check(self) -> None:
         """Raises what an answer met that was given before."""

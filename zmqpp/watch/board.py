@@ -1,5 +1,7 @@
 """The engine's picture of its pipeline: made of what stages report and of the steps it sends and gets back.
 
+Steps are noted in passing, without the lock, and counted when there is time for it, or when somebody asks.
+
 Thread: any; one lock, never held while anything waits.
 """
 
@@ -81,6 +83,8 @@ class Board:
         """When a stage's refused peers were an event last."""
         self.version = 0
         """Grows with every change, so that whoever publishes need not compare."""
+        self._noted: deque[tuple[int, int, int, int | None]] = deque()
+        """Of steps sent and finished, not counted yet: step, when, tokens, and of one that is sent its requests."""
 
     # ---- states ------------------------------------------------------------------------------------------
 
@@ -156,34 +160,50 @@ class Board:
 
     def send(self, step: int, tokens: int, requests: int, begun_ns: int = 0) -> None:
         """A step with `tokens` scheduled tokens of `requests` requests goes onto the ring; taken up at `begun_ns`."""
-        with self._lock:
-            self.version += 1
-            now_ns = begun_ns or time.monotonic_ns()
-            if not self._flight.on_ring and now_ns - self._last_step_ns > WINDOW_S / _NS:
-                self._busy_since_ns = now_ns
-            self._flight.send(step, now_ns)
-            if self._trace is not None:
-                self._trace.sizes[step] = (tokens, requests)
+        self._noted.append((step, begun_ns or time.monotonic_ns(), tokens, requests))
+        self.version += 1
 
     def finish(self, step: int, tokens: int) -> None:
         """A step came back with `tokens` sampled tokens."""
-        now_ns = time.monotonic_ns()
+        self._noted.append((step, time.monotonic_ns(), tokens, None))
+        self.version += 1
+
+    def settle(self) -> None:
+        """Count what was noted: to be called now and then, where nothing waits for it."""
         with self._lock:
-            self.version += 1
-            sent_ns = self._flight.finish(step, now_ns)
-            self._last_step_ns = now_ns
-            if self._trace is not None and len(self._trace.spans) < MAX_SPANS:
-                self._trace.spans.append(Span("step", step, sent_ns, now_ns))
-            self._status.steps += 1
-            self._status.tokens += tokens
-            self._generated.append((now_ns, tokens))
-            while now_ns - self._generated[0][0] > WINDOW_S / _NS:
-                self._generated.popleft()
+            self._settle()
+
+    def _settle(self) -> None:
+        while self._noted:
+            step, at_ns, tokens, requests = self._noted.popleft()
+            if requests is None:
+                self._count_finished(step, at_ns, tokens)
+            else:
+                self._count_sent(step, at_ns, tokens, requests)
+
+    def _count_sent(self, step: int, at_ns: int, tokens: int, requests: int) -> None:
+        if not self._flight.on_ring and at_ns - self._last_step_ns > WINDOW_S / _NS:
+            self._busy_since_ns = at_ns
+        self._flight.send(step, at_ns)
+        if self._trace is not None:
+            self._trace.sizes[step] = (tokens, requests)
+
+    def _count_finished(self, step: int, at_ns: int, tokens: int) -> None:
+        sent_ns = self._flight.finish(step, at_ns)
+        self._last_step_ns = at_ns
+        if self._trace is not None and len(self._trace.spans) < MAX_SPANS:
+            self._trace.spans.append(Span("step", step, sent_ns, at_ns))
+        self._status.steps += 1
+        self._status.tokens += tokens
+        self._generated.append((at_ns, tokens))
+        while at_ns - self._generated[0][0] > WINDOW_S / _NS:
+            self._generated.popleft()
 
     def take(self, index: int, report: StageReport) -> None:
         """What stage `index` reports."""
         now_ns = time.monotonic_ns()
         with self._lock:
+            self._settle()
             self.version += 1
             stage = self._status.stages[index]
             if (more := report.link.refused - stage.link.refused) > 0:
@@ -206,11 +226,13 @@ class Board:
     def start_trace(self) -> None:
         """Note from now on when each step is sent and comes back."""
         with self._lock:
+            self._settle()
             self._trace = StageSpans.here(ENGINE, [])
 
     def end_trace(self) -> StageSpans:
         """What was noted since."""
         with self._lock:
+            self._settle()
             trace, self._trace = self._trace, None
         return trace or StageSpans.here(ENGINE, [])
 
@@ -220,6 +242,7 @@ class Board:
         """A copy of everything known now."""
         now_ns = time.monotonic_ns()
         with self._lock:
+            self._settle()
             status, flight = self._status, self._flight
             status.at = time.time()
             status.in_flight = flight.on_ring

@@ -52,6 +52,7 @@ class Moments:
     def __init__(self, spans: Sequence[Span]) -> None:
         self.begin: dict[int, int] = {}
         self.end: dict[int, int] = {}
+        """Of what it does before it hands anything over."""
         self.got: dict[int, int] = {}
         self.sent: dict[int, int] = {}
         for span in spans:
@@ -62,6 +63,7 @@ class Moments:
             elif span.kind == "send":
                 # The last one of a step: earlier ones wait for the step before.
                 self.sent[span.step] = span.begin_ns
+        self.end.update(self.sent)
 
 
 def offsets(engine: StageSpans, started: Sequence[Asked], ended: Sequence[Asked]) -> list[Offset]:

@@ -2,7 +2,7 @@
 
     with recorder.step(step, tokens, requests):      computing, but for what is told as waiting or sending
         with recorder.waiting(): ...                 for the activations
-        with recorder.sending(): ...                 handing them over
+        with recorder.sending(): ...                 handing them over, or the last stage's answer
 
 Thread: the stage's main thread. Costs a few microseconds a step; spans are kept only while a trace is taken.
 """
@@ -64,7 +64,8 @@ class Recorder:
         try:
             yield
             self._account("compute", time.monotonic_ns())
-            self._spent["compute"] += self._this_step["compute"]
+            for kind, spent_ns in self._this_step.items():
+                self._spent[kind] += spent_ns
         finally:
             self._cursor_ns = 0
 
@@ -76,7 +77,7 @@ class Recorder:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Around handing activations over, or waiting until the last ones may be overwritten."""
+        """Around handing over activations or an answer, or waiting until the last ones may be overwritten."""
         with self._inside("send"):
             yield
 
