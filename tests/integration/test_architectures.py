@@ -35,14 +35,13 @@ def assert_read_only_its_own(found: Found, model: Path) -> None:
 def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     settings: dict[str, Any] = architecture.settings_of_vllm
-    flags = [architecture.flags]
     model = architecture.write(tmp_path / "model")
     expected = one_process(zygote, tmp_path, model, **settings)
-    whole = stages(zygote, tmp_path, [model, model], flags=flags, **settings)
+    whole = stages(zygote, tmp_path, [model, model], **settings)  # Stage 1 hears of them from stage 0.
     assert_same(whole, expected)
     assert_read_only_its_own(whole, model)
     folders = split(model, tmp_path / "split", CUT)
-    exported = stages(zygote, tmp_path, folders, flags=flags, **settings)
+    exported = stages(zygote, tmp_path, folders, flags=[architecture.flags], **settings)
     assert_same(exported, expected)
     assert [load["end_layer"] for load in exported.loads] == [end for _, end in CUT]
 
