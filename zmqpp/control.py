@@ -24,7 +24,7 @@ import msgspec
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -35,8 +35,7 @@ _Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 """As it fits into a message's head."""
 _Step = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """The tag of its activations."""
-NO_TOKEN = -1
-_Token = Annotated[int, msgspec.Meta(ge=NO_TOKEN, lt=1 << 31)]
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
@@ -110,8 +109,9 @@ class Sampled(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """What came of an earlier step."""
 
     step: _Step
-    tokens: list[_Token]
-    """One of each of its requests, in the order in which they were scheduled; NO_TOKEN where it drew none."""
+    tokens: list[list[_Token]]
+    """Those of each of its requests, in the order in which they were scheduled: none where it drew none, several where
+    drafts were accepted."""
 
 
 class Exec(Message, tag="exec"):

@@ -29,7 +29,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     check_keys(options)
     compat.check_vllm()
     compat.check_engine_flags(engine_args, "options")
-    prefer_runner(engine_args)
+    prefer_runner()
     engine_args.pipeline_parallel_size = options.total_stages
     # The class, not its name: vLLM's check for pipeline support reads the attribute.
     engine_args.distributed_executor_backend = ExternalStageExecutor

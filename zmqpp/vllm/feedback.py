@@ -27,7 +27,9 @@ def feedback_for(config: Any) -> TokenFeedback | None:
     """Of an engine with vLLM's `config`; None where its steps need none."""
     if runner_of(config) == "V1" or config.model_config.runner_type == "pooling":
         return None
-    return TokenFeedback(config.model_config.get_vocab_size())
+    speculation = config.speculative_config
+    drafts = speculation.num_speculative_tokens if speculation is not None else 0
+    return TokenFeedback(config.model_config.get_vocab_size(), drafts)
 
 
 class TokenFeedback:
@@ -35,10 +37,11 @@ class TokenFeedback:
 
     Args:
         vocabulary: of the model.
+        drafts: most tokens that are drafted for a request.
     """
 
-    def __init__(self, vocabulary: int) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: int, drafts: int = 0) -> None:
+        self._vocabulary, self._most = vocabulary, 1 + drafts
         self._prefill: dict[str, int] = {}
         """Tokens of each request that the runners were given; from there on they are drawn."""
         self._drawn_in: dict[str, int] = {}
@@ -85,15 +88,14 @@ class TokenFeedback:
         if names is None:
             return
         drawn = dict(zip(output.req_ids, output.sampled_token_ids, strict=False))
-        tokens = [self._one(drawn.get(name) or [control.NO_TOKEN]) for name in names]
+        tokens = [self._checked(drawn.get(name, [])) for name in names]
         # In this order: who finds the step closed finds its tokens here.
         self._came.append(control.Sampled(step, tokens))
         self._open.pop(step, None)
 
-    def _one(self, tokens: list[int]) -> int:
-        token = tokens[0]
-        if len(tokens) == 1 and type(token) is int and control.NO_TOKEN <= token < self._vocabulary:
-            return token
+    def _checked(self, tokens: list[int]) -> list[int]:
+        if len(tokens) <= self._most and all(type(t) is int and 0 <= t < self._vocabulary for t in tokens):
+            return tokens
         raise MalformedError(f"the last stage's tokens of a request are {shown(tokens)}")
 
     def forget(self) -> None:

@@ -33,7 +33,7 @@ def replace_pp_handler(vocabulary: int, is_last: bool) -> None:
     """
 
     def make(max_num_reqs: int, num_speculative_steps: int, device: torch.device) -> RingHandler:
-        return RingHandler(TokenSlots(max_num_reqs, vocabulary), device, is_last)
+        return RingHandler(TokenSlots(max_num_reqs, vocabulary, num_speculative_steps), device, is_last)
 
     for module in compat_v2.modules():
         module.PPHandler = make  # type: ignore[attr-defined]
@@ -52,6 +52,10 @@ class RingHandler:
         self.slots = slots
         self._device, self._is_last = device, is_last
         self._need: Callable[[Any], Any] = compat_v2.need_sampled_mask()
+        self.drafted: tuple[list[str], torch.Tensor] | None = None
+        """On the last stage: the last step's requests, and what was drafted for each; int64 [n, drafts]."""
+        self.counts: torch.Tensor | None = None
+        """On the last stage: how many tokens each of them drew; int32 [n]."""
 
     # ---- stages before the last --------------------------------------------------------------------------
 
@@ -60,18 +64,20 @@ class RingHandler:
     ) -> dict[str, torch.Tensor] | None:
         """Tokens for the runner's request state, as `postprocess_sampled` takes them; n rows, -1: skip.
 
-        `sampled_tokens` int64 [n, 1], `num_sampled` and `num_rejected` int32 [n], `idx_mapping` int64 [n].
+        `sampled_tokens` int64 [n, 1 + drafts], `num_sampled` and `num_rejected` int32 [n], `idx_mapping` int64 [n].
+        Drafts to be computed come with the step itself.
         """
         drawn = self.slots.drawn()
         return None if drawn is None else self._upload(drawn)
 
     def _upload(self, drawn: Drawn) -> dict[str, torch.Tensor]:
         upload = compat_v2.uploader()
-        rows, tokens = upload(np.stack((drawn.rows, drawn.tokens)), device=self._device).unbind(0)
-        counts = np.stack((drawn.counts, np.zeros_like(drawn.counts)))
-        sampled, rejected = upload(counts, device=self._device).unbind(0)
+        count = len(drawn.rows)
+        flat = upload(np.concatenate((drawn.rows, drawn.tokens.ravel())), device=self._device)
+        rows, tokens = flat[:count], flat[count:].view(count, -1)
+        sampled, rejected = upload(np.stack((drawn.counts, drawn.rejected)), device=self._device).unbind(0)
         return {
-            "sampled_tokens": tokens.unsqueeze(1),
+            "sampled_tokens": tokens,
             "num_sampled": sampled,
             "num_rejected": rejected,
             "idx_mapping": rows,
@@ -91,11 +97,19 @@ class RingHandler:
 
     # ---- the last stage ----------------------------------------------------------------------------------
 
-    def broadcast(self, *sampled: Any) -> None:
-        """Nothing to do: they are in the step's output."""
+    def broadcast(
+        self,
+        sampled_token_ids: torch.Tensor,
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+        input_batch: Any,
+    ) -> None:
+        """They are in the step's output."""
+        self.counts = num_sampled
 
-    def broadcast_drafts(self, *drafts: Any) -> None:
-        """Nothing to do: without speculation there are none."""
+    def broadcast_drafts(self, draft_tokens: torch.Tensor, input_batch: Any) -> None:
+        """Keep them for the step's reply."""
+        self.drafted = input_batch.req_ids, draft_tokens[input_batch.idx_mapping]
 
     # ---- Eagle's hidden states: refused before the worker is built ---------------------------------------
 

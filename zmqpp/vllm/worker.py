@@ -233,7 +233,7 @@ class StageWorker:
         """What the last stage answers: the step's output, and what it drafts for the next one. Any thread."""
         drafts = None
         if self.config.speculative_config is not None:
-            drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
+            drafts = codec.encode(self.runner.drafts())
         return control.StepReply(step, plain_output.encode(on_host(output)), drafts)
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
