@@ -112,6 +112,8 @@ class Sampled(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     tokens: list[list[_Token]]
     """Those of each of its requests, in the order in which they were scheduled: none where it drew none, several where
     drafts were accepted."""
+    drafts: list[list[_Token]] = []
+    """What was drafted after them, for each of its requests; nothing at all without speculation."""
 
 
 class Exec(Message, tag="exec"):
@@ -124,7 +126,7 @@ class Exec(Message, tag="exec"):
     """The last stage samples at once; otherwise it waits for this step's `Sample`."""
     payload: bytes
     sampled: list[Sampled] = []
-    """Model Runner V2 only: what the last stage has sampled since the exec before, for the stages before it."""
+    """Model Runner V2 only: what the last stage has sampled and drafted since the exec before, for those before it."""
 
 
 class Sample(Message, tag="sample"):

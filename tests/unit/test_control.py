@@ -20,6 +20,7 @@ MESSAGES: list[control.AnyMessage] = [
     control.RpcReply(3, 0, error="why"),
     control.Exec(1, 5, True, b"z"),
     control.Exec(2, 5, True, b"z", [control.Sampled(1, [[4, 5], []])]),
+    control.Exec(2, 5, True, b"z", [control.Sampled(1, [[4, 5], []], [[6], []])]),
     control.Sample(1, b"m"),
     control.StepReply(1, b"t"),
     control.Report(1, b"r"),

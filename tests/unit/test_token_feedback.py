@@ -199,6 +199,14 @@ def test_more_tokens_than_were_drafted_and_one_are_refused() -> None:
         slots.begin(2, ["a"], [control.Sampled(1, [[1, 2, 3]])])
 
 
+def test_a_step_of_more_drafts_than_have_room_draws_no_more_tokens_than_have() -> None:
+    slots = TokenSlots(8, VOCABULARY, drafts=1)
+    slots.begin(1, ["a"], [], {"a": [1, 2, 3]})
+    slots.keep(["a"], np.array([0]), np.array([True]))
+    with pytest.raises(MalformedError, match="step 1 has not drawn"):
+        slots.begin(2, ["a"], [control.Sampled(1, [[1, 2, 3]])])
+
+
 def test_of_a_request_that_speculates_several_tokens_come_back() -> None:
     feedback = TokenFeedback(VOCABULARY, drafts=2)
     feedback.begin(1, step({"a": (4, 0, 4)}))
@@ -206,6 +214,27 @@ def test_of_a_request_that_speculates_several_tokens_come_back() -> None:
     assert feedback.begin(2, step(cached={"a": (4, 3)})) == [control.Sampled(1, [[7, 8, 9]])]
     with pytest.raises(MalformedError, match="tokens of a request"):
         feedback.take(2, output(a=[1, 2, 3, 4]))
+
+
+def test_drafts_go_the_way_of_tokens_and_are_known_while_their_step_is_on_the_ring() -> None:
+    feedback = TokenFeedback(VOCABULARY, drafts=2)
+    feedback.begin(1, step({"a": (4, 0, 4), "b": (9, 0, 2), "c": (4, 0, 4)}))
+    feedback.take(1, output(c=[3], a=[1], b=[]), {"a": [5, 6], "b": [], "c": [7]})
+    assert feedback.begin(2, step(cached={"a": (4, 3)})) == [
+        control.Sampled(1, [[1], [], [3]], [[5, 6], [], [7]])
+    ]
+    found = feedback.drafts_of(2)
+    assert found == {"a": [5, 6]}
+    found["a"].clear()
+    assert feedback.drafts_of(2) == {"a": [5, 6]}, "vLLM's scheduler changes what it is given"
+
+
+def test_drafts_of_a_request_that_is_gone_or_came_anew_are_no_longer_its() -> None:
+    feedback = TokenFeedback(VOCABULARY, drafts=2)
+    feedback.begin(1, step({"a": (4, 0, 4), "b": (4, 0, 4)}))
+    feedback.begin(2, step({"a": (4, 0, 4)}, finished={"b"}, preempted={"a"}))
+    feedback.take(1, output(a=[1], b=[2]), {"a": [5, 6], "b": [7]})
+    assert feedback.drafts_of(2) == {}
 
 
 def test_vllm_warming_up_leaves_no_slot() -> None:

@@ -9,7 +9,7 @@ from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.drafts import check_method
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
-from zmqpp.vllm.runner_choice import check_runner, prefer_runner
+from zmqpp.vllm.runner_choice import check_runner, prefer_runner, runner_of
 from zmqpp.vllm.start_checks import check_keys
 
 
@@ -35,7 +35,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     engine_args.distributed_executor_backend = ExternalStageExecutor
     config = create()
     check_runner(config, engine_args)
-    check_method(config.speculative_config)
+    check_method(config.speculative_config, runner_of(config))
     if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
         raise UnsupportedError(
             "KV and encoder cache connectors are not supported with external stages yet: leave them out"

@@ -229,7 +229,7 @@ class ExternalStageExecutor(Executor):
         if scheduler is None:
             return
         if self.vllm_config.speculative_config is not None:
-            follow_up_drafts(scheduler)
+            follow_up_drafts(scheduler, self.vllm_config.scheduler_config.async_scheduling)
         if self._balances:
             # A decode leaves when its token is back: one batch a stage, even where one more may be in flight.
             balance_batches(scheduler, self.options.total_stages)
@@ -238,8 +238,9 @@ class ExternalStageExecutor(Executor):
         config = self.vllm_config.speculative_config
         return self.model_config.get_vocab_size(), config.num_speculative_tokens if config is not None else 0
 
-    def take_draft_token_ids(self) -> None:
-        """None: drafts come with the output they follow (`drafts.py`)."""
+    def take_draft_token_ids(self) -> Any:
+        """Of the step that waits for its mask, with async scheduling; else they come with the output they follow."""
+        return self.ring.flights.drafts_of(self._step) if self._settings.get("async_scheduling") else None
 
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """The output of the step that `execute_model` started last."""

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from zmqpp.vllm import compat_v2
-from zmqpp.vllm.token_slots import Drawn, TokenSlots
+from zmqpp.vllm.drafted import Drafted
+from zmqpp.vllm.token_slots import GIVEN_UP, Drawn, TokenSlots
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
@@ -52,10 +53,9 @@ class RingHandler:
         self.slots = slots
         self._device, self._is_last = device, is_last
         self._need: Callable[[Any], Any] = compat_v2.need_sampled_mask()
-        self.drafted: tuple[list[str], torch.Tensor] | None = None
-        """On the last stage: the last step's requests, and what was drafted for each; int64 [n, drafts]."""
-        self.counts: torch.Tensor | None = None
-        """On the last stage: how many tokens each of them drew; int32 [n]."""
+        self._counts: torch.Tensor | None = None
+        self.drafted: Drafted | None = None
+        """On the last stage: what was drafted after the step sampled last."""
 
     # ---- stages before the last --------------------------------------------------------------------------
 
@@ -65,10 +65,20 @@ class RingHandler:
         """Tokens for the runner's request state, as `postprocess_sampled` takes them; n rows, -1: skip.
 
         `sampled_tokens` int64 [n, 1 + drafts], `num_sampled` and `num_rejected` int32 [n], `idx_mapping` int64 [n].
-        Drafts to be computed come with the step itself.
         """
         drawn = self.slots.drawn()
-        return None if drawn is None else self._upload(drawn)
+        if drawn is None:
+            return None
+        if draft_tokens_to_update is not None and drawn.drafts.size:
+            self._upload_drafts(drawn, draft_tokens_to_update)
+        return self._upload(drawn)
+
+    def _upload_drafts(self, drawn: Drawn, to: torch.Tensor) -> None:
+        """Their rows of `to` are what the last stage has in its own: the step says how many of them are computed."""
+        kept = drawn.rows != GIVEN_UP
+        rows, drafts = drawn.rows[kept], drawn.drafts[kept]
+        flat = compat_v2.uploader()(np.concatenate((rows, drafts.ravel())), device=self._device)
+        to[flat[: len(rows)]] = flat[len(rows) :].view(len(rows), -1)
 
     def _upload(self, drawn: Drawn) -> dict[str, torch.Tensor]:
         upload = compat_v2.uploader()
@@ -105,11 +115,12 @@ class RingHandler:
         input_batch: Any,
     ) -> None:
         """They are in the step's output."""
-        self.counts = num_sampled
+        self._counts = num_sampled
 
     def broadcast_drafts(self, draft_tokens: torch.Tensor, input_batch: Any) -> None:
-        """Keep them for the step's reply."""
-        self.drafted = input_batch.req_ids, draft_tokens[input_batch.idx_mapping]
+        """Keep them for the step's reply; they are on their way to the host."""
+        assert self._counts is not None, "drafts follow tokens"
+        self.drafted = Drafted(input_batch.req_ids, draft_tokens[input_batch.idx_mapping], self._counts)
 
     # ---- Eagle's hidden states: refused before the worker is built ---------------------------------------
 

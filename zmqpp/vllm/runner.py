@@ -8,18 +8,16 @@ Thread: the stage's main thread.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.outputs import DraftTokenIds
 
 from zmqpp import control
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
-from zmqpp.vllm import compat_v2, restore
+from zmqpp.vllm import restore
 from zmqpp.vllm.accepted import AcceptedDrafts
 from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
@@ -92,9 +90,13 @@ class RunnerV1:
         drafts = self._config.speculative_config is not None and not self._group.is_last_rank
         return AcceptedDrafts() if drafts else None
 
-    def drafts(self) -> Any:
-        """What the last stage drafted after the step that it has just sampled: DraftTokenIds, or None."""
-        return self._wrapper.worker.take_draft_token_ids()
+    def drafts(self) -> Callable[[], Any]:
+        """What the last stage drafted after the step that it has just sampled.
+
+        Gives vLLM's DraftTokenIds or None, once they are on the host; any thread.
+        """
+        drafts = self._wrapper.worker.take_draft_token_ids()
+        return lambda: drafts
 
     def forget(self) -> None:
         """Let go of every request, and of whatever a step that was cut off has left behind."""
@@ -132,53 +134,33 @@ class RunnerV2(RunnerV1):
                 activation.zero_()
 
     def check(self, scheduled: SchedulerOutput) -> None:
-        """Raises MalformedError: a new request without the tokens that it starts from."""
+        """Raises MalformedError: a new request without the tokens that it starts from, or too many drafts."""
         for request in scheduled.scheduled_new_reqs:
             if request.prefill_token_ids is None:
                 raise MalformedError(
                     f"a step from stage 0 has no tokens of the request {shown(request.req_id)}"
                 )
+        most = self.vllms.num_speculative_steps
+        for name, drafts in scheduled.scheduled_spec_decode_tokens.items():
+            if not len(drafts) < scheduled.num_scheduled_tokens[name] or len(drafts) > most:
+                raise MalformedError(
+                    f"a step from stage 0 has {len(drafts)} drafts of the request {shown(name)}, "
+                    f"of {scheduled.num_scheduled_tokens[name]} tokens; {most} at most"
+                )
 
     def execute(self, step: control.Exec, scheduled: SchedulerOutput) -> Any:
         """Forward pass of a step; before the last stage it also ends there."""
-        slots, drafts = self.vllms.pp_handler.slots, scheduled.scheduled_spec_decode_tokens
-        slots.begin(step.step, list(scheduled.num_scheduled_tokens), step.sampled, drafts)
-        if drafts and not self._group.is_last_rank:
-            self._take_drafts(drafts)
+        slots, computed = self.vllms.pp_handler.slots, scheduled.scheduled_spec_decode_tokens
+        slots.begin(step.step, list(scheduled.num_scheduled_tokens), step.sampled, computed)
         output = self._wrapper.execute_model(scheduled)
         if step.tokens and not self._group.is_last_rank:
             self._wrapper.sample_tokens(None)
         return output
 
-    @torch.inference_mode()
-    def _take_drafts(self, drafts: Mapping[str, Sequence[int]]) -> None:
-        """Give the runner the tokens that it shall compute; the last stage, which drafted them, has them.
-
-        Requests that are new have no row yet, nor drafts: vLLM fills up their step with -1, and both ends have zeros.
-        """
-        state = self.vllms.req_states
-        known = {state.req_id_to_index[name]: row for name, row in drafts.items() if row and row[0] >= 0}
-        if not known:
-            return
-        tokens = np.zeros((len(known), state.draft_tokens.shape[1]), dtype=np.int64)
-        for row, drafted in zip(tokens, known.values(), strict=True):
-            row[: len(drafted)] = drafted
-        upload, device = compat_v2.uploader(), state.draft_tokens.device
-        rows = upload(np.fromiter(known, np.int64, len(known)), device=device)
-        state.draft_tokens[rows] = upload(tokens, device=device)
-
-    def drafts(self) -> Any:
-        """They are with the pipeline's handler: what vLLM says of them here are placeholders.
-
-        vLLM drafts for pieces of a prompt too. By the time its scheduler heard of that, the last piece may be on its
-        way, and the request no prefill any more: it would compute drafts behind a token that is not known yet.
-        """
-        handler = self.vllms.pp_handler
-        if handler.drafted is None or handler.counts is None:
-            return None
-        names, tokens = handler.drafted
-        rows = zip(tokens.tolist(), handler.counts.tolist(), strict=True)
-        return DraftTokenIds(names, [[token for token in row if token >= 0 and drew] for row, drew in rows])
+    def drafts(self) -> Callable[[], Any]:
+        """They are with the pipeline's handler: of most requests vLLM has placeholders only here."""
+        drafted = self.vllms.pp_handler.drafted
+        return drafted.read if drafted is not None else lambda: None
 
     @torch.inference_mode()
     def forget(self) -> None:

@@ -48,14 +48,14 @@ class StageSteps:
             if self._is_last and output is None and step.sample:
                 output = self._worker.sample(None)
         if self._is_last and output is not None:
-            self._replies.give(step.step, output)
+            self._replies.give(step.step, output, self._worker.drafts())
 
     def sample(self, sample: control.Sample) -> None:
         """Under the mask that the step waited for. Raises as `run`."""
         if self._is_last:
             with self._reporter.recorder.sampling(sample.step):
                 output = self._worker.sample(codec.decode(sample.payload), sample)
-            self._replies.give(sample.step, output)
+            self._replies.give(sample.step, output, self._worker.drafts())
 
     def check(self) -> None:
         """Raises what an answer met that was given before."""

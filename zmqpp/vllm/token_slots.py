@@ -20,7 +20,7 @@ from zmqpp import control
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError
 
-__all__ = ["Drawn", "TokenSlots"]
+__all__ = ["GIVEN_UP", "Drawn", "TokenSlots"]
 
 GIVEN_UP = -1
 """In place of a row: nobody's any more. vLLM's kernels skip it."""
@@ -38,6 +38,8 @@ class Drawn:
     """How many were drawn: 0 of a prompt that is not complete, more than 1 where drafts were accepted."""
     rejected: NDArray[np.int32]
     """How many drafts were not."""
+    drafts: NDArray[np.int64]
+    """[n, as many as may be drafted for a request]: the next ones; zeros behind those that were."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +63,27 @@ class TokenSlots:
     """
 
     def __init__(self, requests: int, vocabulary: int, drafts: int = 0) -> None:
-        self._vocabulary, self._width = vocabulary, 1 + drafts
+        self._vocabulary, self._drafts = vocabulary, drafts
         self._generations: NDArray[np.int32] = np.zeros(requests, dtype=np.int32)
         self._slots: dict[int, _Slot] = {}
         self._came: list[Drawn] = []
         self._step, self._scheduled = 0, dict[str, int]()
-        self._drafts: Mapping[str, Sequence[int]] = {}
+        self._computed: Mapping[str, Sequence[int]] = {}
 
     def begin(
         self,
         step: int,
         scheduled: Sequence[str],
         sampled: Sequence[control.Sampled],
-        drafts: Mapping[str, Sequence[int]] | None = None,
+        computed: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """`step` runs next, with these requests and `drafts` of theirs; `sampled`: tokens that came with it.
+        """`step` runs next, with these requests, and has drafts of theirs `computed`; `sampled` came with it.
 
         Raises:
             MalformedError: they are not of the steps that they are said to be of.
         """
         self._step, self._scheduled = step, {name: place for place, name in enumerate(scheduled)}
-        self._drafts = drafts or {}
+        self._computed = computed or {}
         for earlier in sampled:
             self._take(earlier)
 
@@ -98,22 +100,28 @@ class TokenSlots:
     def _drawn_in(self, slot: _Slot, rows: NDArray[np.int64], sampled: control.Sampled) -> Drawn:
         if max(slot.places, default=-1) >= len(sampled.tokens):
             raise _none(sampled)
-        given = [sampled.tokens[place] for place in slot.places]
-        counts = np.fromiter(map(len, given), np.int32, len(given))
-        flat = np.fromiter(chain.from_iterable(given), np.int64)
-        if flat.max(initial=-1) >= self._vocabulary or (counts > 1 + slot.drafted).any():
+        tokens, counts = _table([sampled.tokens[place] for place in slot.places], 1 + self._drafts)
+        drafts, drafted = _table(self._drafts_in(slot, sampled), self._drafts)
+        if tokens.max(initial=-1) >= self._vocabulary or drafts.max(initial=-1) >= self._vocabulary:
             raise _none(sampled)
-        tokens: NDArray[np.int64] = np.zeros((len(given), self._width), dtype=np.int64)
-        tokens[np.arange(self._width) < counts[:, None]] = flat
+        if (counts > 1 + np.minimum(slot.drafted, self._drafts)).any() or (drafted > self._drafts).any():
+            raise _none(sampled)
         rejected = np.where(counts > 0, 1 + slot.drafted - counts, 0).astype(np.int32)
-        return Drawn(rows, tokens, counts, rejected)
+        return Drawn(rows, tokens, counts, rejected, drafts)
+
+    def _drafts_in(self, slot: _Slot, sampled: control.Sampled) -> list[list[int]]:
+        if not sampled.drafts:
+            return [[]] * len(slot.places)
+        if len(sampled.drafts) != len(sampled.tokens):
+            raise _none(sampled)
+        return [sampled.drafts[place] for place in slot.places]
 
     def keep(self, names: Sequence[str], rows: NDArray[np.int64], needed: NDArray[np.bool_]) -> None:
         """The step that runs draws a token for each of `names`, which are at `rows`; some are `needed`."""
         if not self._scheduled:
             return  # vLLM warms up
         places = [self._scheduled[name] for name in names]
-        drafted = np.fromiter((len(self._drafts.get(name, ())) for name in names), np.int32, len(names))
+        drafted = np.fromiter((len(self._computed.get(name, ())) for name in names), np.int32, len(names))
         rows = np.asarray(rows, dtype=np.int64)
         self._slots[self._step] = _Slot(rows, self._generations[rows], needed, places, drafted)
 
@@ -131,6 +139,7 @@ class TokenSlots:
             np.concatenate([each.tokens for each in came]),
             np.concatenate([each.counts for each in came]),
             np.concatenate([each.rejected for each in came]),
+            np.concatenate([each.drafts for each in came]),
         )
 
     def forget(self) -> None:
@@ -139,5 +148,17 @@ class TokenSlots:
         self._came.clear()
 
 
+def _table(lists: Sequence[Sequence[int]], width: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The lists as rows, zeros behind each, cut off at `width`; and how long each of them is."""
+    counts = np.fromiter(map(len, lists), np.int32, len(lists))
+    table: NDArray[np.int64] = np.zeros((len(lists), width), dtype=np.int64)
+    flat = chain.from_iterable(each[:width] for each in lists)
+    table[np.arange(width) < counts[:, None]] = np.fromiter(flat, np.int64)
+    return table, counts
+
+
 def _none(sampled: control.Sampled) -> MalformedError:
-    return MalformedError(f"step {sampled.step} has not drawn the tokens {shown(sampled.tokens)}")
+    return MalformedError(
+        f"step {sampled.step} has not drawn the tokens {shown(sampled.tokens)}, "
+        f"with drafts {shown(sampled.drafts)}"
+    )
