@@ -16,7 +16,7 @@ from zmqpp import control
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat_v2
 from zmqpp.vllm.drafted import Drafted
-from zmqpp.vllm.drafts import check_method, follow_up_drafts, speculation
+from zmqpp.vllm.drafts import check_method, follow_up_drafts
 from zmqpp.vllm.flights import Flights
 from zmqpp.vllm.pp_handler import RingHandler
 from zmqpp.vllm.runner import RunnerV2
@@ -127,16 +127,3 @@ def test_a_step_has_room_for_its_drafts(drafts: int, tokens: int, fits: bool) ->
         nullcontext() if fits else pytest.raises(MalformedError, match=f"{drafts} drafts of the request 'a'")
     ):
         RunnerV2(config, wrapper, group).check(step)  # type: ignore[arg-type]
-
-
-def test_stages_are_told_of_what_they_draft_with_and_what_they_accept() -> None:
-    from vllm.config import SpeculativeConfig
-
-    given = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 4, "prompt_lookup_min": 4}
-    told = speculation(SpeculativeConfig(**given))
-    assert told is not None and told.items() >= given.items()
-    assert SpeculativeConfig(**told) == SpeculativeConfig(**given)
-    synthetic = {**given, "rejection_sample_method": "synthetic", "synthetic_acceptance_length": 2.0}
-    told = speculation(SpeculativeConfig(**synthetic))
-    assert told is not None and told["rejection_sample_method"] == "synthetic"
-    assert SpeculativeConfig(**told) == SpeculativeConfig(**synthetic)

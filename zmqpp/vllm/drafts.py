@@ -31,10 +31,7 @@ METHODS = {"V1": ("ngram",), "V2": ("ngram", "ngram_gpu")}
 
 V1's ngram_gpu pins memory, so it needs a GPU: it was not tried.
 """
-_FIELDS = (
-    *("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
-    *("rejection_sample_method", "synthetic_acceptance_rates"),
-)
+_FIELDS = ("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
 _DRAFTS = "zmqpp_drafts"
 
 
