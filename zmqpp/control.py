@@ -24,7 +24,7 @@ import msgspec
 from zmqpp._shown import one_line
 from zmqpp.errors import MalformedError
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Changes whenever a message below changes meaning; compared in the hello."""
 
 PIPELINE = -1
@@ -35,8 +35,7 @@ _Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 """As it fits into a message's head."""
 _Step = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """The tag of its activations."""
-NO_TOKEN = -1
-_Token = Annotated[int, msgspec.Meta(ge=NO_TOKEN, lt=1 << 31)]
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 
 class Message(msgspec.Struct, tag_field="verb", forbid_unknown_fields=True):
@@ -110,8 +109,11 @@ class Sampled(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """What came of an earlier step."""
 
     step: _Step
-    tokens: list[_Token]
-    """One of each of its requests, in the order in which they were scheduled; NO_TOKEN where it drew none."""
+    tokens: list[list[_Token]]
+    """Those of each of its requests, in the order in which they were scheduled: none where it drew none, several where
+    drafts were accepted."""
+    drafts: list[list[_Token]] = []
+    """What was drafted after them, for each of its requests; nothing at all without speculation."""
 
 
 class Exec(Message, tag="exec"):
@@ -124,7 +126,7 @@ class Exec(Message, tag="exec"):
     """The last stage samples at once; otherwise it waits for this step's `Sample`."""
     payload: bytes
     sampled: list[Sampled] = []
-    """Model Runner V2 only: what the last stage has sampled since the exec before, for the stages before it."""
+    """Model Runner V2 only: what the last stage has sampled and drafted since the exec before, for those before it."""
 
 
 class Sample(Message, tag="sample"):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.fault.test_killed_stages import Load, await_ready, kill
 from tests.integration.cases import CASES
-from tests.integration.serving import FLAGS, Served, long_only, pipeline
+from tests.integration.serving import FLAGS, Served, long_only, one_process, pipeline
+from tests.integration.test_runner_v2 import SLOW_S, V2
+from zmqpp.vllm import compat, compat_v2
 
 pytestmark = long_only
 
@@ -25,6 +30,34 @@ GREEDY = {
     if case["temperature"] == 0 and "structured_outputs" not in case and name not in NOT_WITH_DRAFTS
 }
 """vLLM's CPU build does not speculate with sampled tokens."""
+
+
+REPEATING = {
+    text[:6]: {"prompt": text, "temperature": 0, "max_tokens": 64, "ignore_eos": True}
+    for text in ("1, 2, 3, " * 4 + "1, 2,", ">>> x\n" * 6, "." * 22, "0" * 19)
+}
+"""Whoever repeats himself is easily foretold: of these V1 accepted 103 drafts."""
+MANY = 60
+"""Of all that Model Runner V2 is asked here."""
+WITH_V2 = (
+    *(f"greedy {i}" for i in range(3)),
+    "stop string",
+    "min tokens",
+    "long prompt",
+    "JSON schema",
+    "regex",
+)
+needs_v2 = pytest.mark.skipif(
+    compat.minor(compat.vllm_version()) not in compat_v2.SUPPORTED_VLLM,
+    reason=f"V2 of vLLM {compat.vllm_version()} is refused",
+)
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one ordinary process answers to REPEATING."""
+    with one_process(tmp_path_factory.mktemp("repeating") / "vllm.log") as vllm:
+        return vllm.answers(REPEATING)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +83,34 @@ def test_sixteen_at_once_give_the_same_tokens(served: Served, expected: dict[str
     before = accepted(served)
     assert served.answers(GREEDY, at_once=16) == {name: expected[name] for name in GREEDY}
     assert accepted(served) > before + 10
+
+
+@needs_v2
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [("ngram", ()), ("ngram_gpu", ("--async-scheduling",))],
+    ids=["ngram", "ngram_gpu, async"],
+)
+def test_model_runner_v2_drafts_too_and_goes_on_after_a_loss(
+    method: str, flags: tuple[str, ...], expected: dict[str, Any], repeated: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its stages learn of several tokens a step, and of drafts that were rejected."""
+    some = {name: CASES[name] for name in WITH_V2} | REPEATING
+    wanted = {name: expected[name] for name in WITH_V2} | repeated
+    flags = (*FLAGS, *flags, "--speculative-config", json.dumps({**NGRAM, "method": method}))
+    with pipeline(tmp_path / "logs", 3, flags=flags, environment=V2) as served:
+        assert served.answers(some, timeout_s=SLOW_S) == wanted
+        alone = accepted(served)
+        assert alone > MANY, "little was speculated"
+        assert served.answers(some, at_once=12, timeout_s=SLOW_S) == wanted
+        assert accepted(served) > alone + MANY
+        load = Load(served, some, SLOW_S)
+        time.sleep(2.0)
+        kill(served, 1)
+        assert load.wait() == wanted
+        await_ready(served)
+        before = accepted(served)
+        assert served.answers(some, at_once=12, timeout_s=SLOW_S) == wanted
+        assert accepted(served) > before + MANY, "nothing was speculated after the loss"
+    assert "Using V2 Model Runner" in (tmp_path / "logs" / "stage_1.log").read_text()
+    assert "requests go on" in (tmp_path / "logs" / "stage_0.log").read_text(), "nothing was lost"

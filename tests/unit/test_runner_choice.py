@@ -39,8 +39,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def arguments(**more: Any) -> Any:
-    plain = {"speculative_config": None, "async_scheduling": None}
-    return SimpleNamespace(**{**plain, **more})
+    return SimpleNamespace(**{"async_scheduling": None, **more})
 
 
 def config(v2: bool, asynchronous: bool = False) -> Any:
@@ -50,33 +49,21 @@ def config(v2: bool, asynchronous: bool = False) -> Any:
 
 
 def test_where_nothing_speaks_against_it_vllm_chooses() -> None:
-    prefer_runner(arguments())
+    prefer_runner()
     assert VARIABLE not in os.environ
 
 
-@pytest.mark.parametrize(
-    ("more", "why"),
-    [({"speculative_config": {"a": 1}}, "speculate")],
-)
-def test_what_needs_v1_has_it_unless_v2_was_asked_for(
-    more: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prefer_runner(arguments(**more))
+def test_without_triton_or_with_another_vllm_it_is_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "vllm_version", lambda: "0.31.0")
+    prefer_runner()
     assert os.environ[VARIABLE] == "0"
     monkeypatch.setenv(VARIABLE, "1")
-    with pytest.raises(UnsupportedError, match=f"{why}.*{VARIABLE}=0"):
-        prefer_runner(arguments(**more))
-
-
-def test_without_triton_or_with_another_vllm_it_is_v1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
-    monkeypatch.setattr(compat, "vllm_version", lambda: "0.31.0")
-    with pytest.raises(UnsupportedError, match=r"vLLM 0\.31\.0"):
-        prefer_runner(arguments())
+    with pytest.raises(UnsupportedError, match=rf"vLLM 0\.31\.0.*{VARIABLE}=0"):
+        prefer_runner()
     monkeypatch.setattr(compat, "vllm_version", lambda: "0.32.0")
     monkeypatch.setattr(vllm.triton_utils, "HAS_TRITON", False)
     with pytest.raises(UnsupportedError, match="needs Triton"):
-        prefer_runner(arguments())
+        prefer_runner()
 
 
 def test_async_scheduling_that_was_asked_for_stays_on_with_v2_only() -> None:

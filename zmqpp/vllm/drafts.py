@@ -4,12 +4,15 @@ vLLM's engine asks for drafts right after it has scheduled a step, which over a 
 there: it would wait for the whole ring, and add drafts to a request whose last token it does not know. Here they are
 given to its scheduler when that step's output has been taken in, so that batches in flight stay in flight.
 
-Thread: the engine's. Source: EngineCore.post_step, Scheduler.update_draft_token_ids.
+With async scheduling vLLM counts on as many drafts as there may be, and schedules them before it knows any. It has to
+know those of requests under a grammar: either by then, or before the step's mask is made.
+
+Thread: the engine's. Source: EngineCore.post_step, step_with_batch_queue, Scheduler.update_draft_token_ids.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
@@ -18,21 +21,33 @@ from zmqpp._shown import shown
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import codec, plain_output
 
-__all__ = ["METHODS", "check_drafts", "check_method", "follow_up_drafts", "open_output", "speculation"]
+__all__ = [
+    *("METHODS", "check_drafts", "check_method", "drafts_after", "follow_up_drafts"),
+    *("open_output", "speculation"),
+]
 
-METHODS = ("ngram",)
-"""Whose drafts come from the tokens alone: no stage needs a draft model, or hidden states of others."""
+METHODS = {"V1": ("ngram",), "V2": ("ngram", "ngram_gpu")}
+"""Of each model runner: whose drafts come from tokens alone. No stage needs a draft model, or hidden states of others.
+
+V1's ngram_gpu pins memory, so it needs a GPU: it was not tried.
+"""
 _FIELDS = ("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
 _DRAFTS = "zmqpp_drafts"
 
 
-def check_method(config: Any) -> None:
+def check_method(config: Any, runner: Literal["V1", "V2"]) -> None:
     """Raises UnsupportedError for vLLM's SpeculativeConfig of another method; None is fine."""
-    if config is not None and config.method not in METHODS:
+    if config is None or config.method in METHODS[runner]:
+        return
+    if config.method in METHODS["V2"]:
         raise UnsupportedError(
-            f"speculative decoding by {config.method!r} is not supported with external stages yet: "
-            f"use {' or '.join(METHODS)}, or leave it out"
+            f"speculative decoding by {config.method!r} needs Model Runner V2 with external stages: "
+            f"set VLLM_USE_V2_MODEL_RUNNER=1, or use 'ngram'"
         )
+    raise UnsupportedError(
+        f"speculative decoding by {config.method!r} is not supported with external stages yet: "
+        f"use {' or '.join(METHODS[runner])}, or leave it out"
+    )
 
 
 def speculation(config: Any) -> dict[str, Any] | None:
@@ -56,20 +71,36 @@ def open_output(reply: control.StepReply, vocabulary: int, longest: int) -> Mode
     return output
 
 
-def follow_up_drafts(scheduler: Any) -> None:
-    """From now on `scheduler` has a step's drafts as soon as it has its tokens; safe to call twice."""
+def drafts_after(output: Any) -> dict[str, list[int]]:
+    """What was drafted after a step, by request; as `open_output` gave it."""
+    drafts = getattr(output, _DRAFTS, None)
+    return dict(zip(drafts.req_ids, drafts.draft_token_ids, strict=True)) if drafts is not None else {}
+
+
+def follow_up_drafts(scheduler: Any, ahead: bool) -> None:
+    """From now on `scheduler` has a step's drafts as soon as it has its tokens; safe to call twice.
+
+    Args:
+        ahead: async scheduling. Then it takes those of requests under a grammar which it has not scheduled meanwhile.
+    """
     if getattr(scheduler, "takes_drafts", False):
         return
     plain = scheduler.update_from_output
 
     def update(step: Any, output: Any) -> Any:
         outputs = plain(step, output)
-        drafts = getattr(output, _DRAFTS, None)
-        if drafts is not None:
-            scheduler.update_draft_token_ids(drafts)
+        drafts = drafts_after(output)
+        if ahead:
+            drafts = {name: row for name, row in drafts.items() if _awaits(scheduler.requests.get(name))}
+        if drafts:
+            scheduler.update_draft_token_ids(DraftTokenIds(list(drafts), list(drafts.values())))
         return outputs
 
     scheduler.update_from_output, scheduler.takes_drafts = update, True
+
+
+def _awaits(request: Any) -> bool:
+    return request is not None and request.use_structured_output and not request.num_output_placeholders
 
 
 def check_drafts(drafts: Any, vocabulary: int, longest: int) -> DraftTokenIds | None:

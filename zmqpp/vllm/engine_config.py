@@ -9,7 +9,7 @@ from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.drafts import check_method
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
-from zmqpp.vllm.runner_choice import check_runner, prefer_runner
+from zmqpp.vllm.runner_choice import check_runner, prefer_runner, runner_of
 from zmqpp.vllm.start_checks import check_keys
 
 
@@ -29,13 +29,13 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     check_keys(options)
     compat.check_vllm()
     compat.check_engine_flags(engine_args, "options")
-    prefer_runner(engine_args)
+    prefer_runner()
     engine_args.pipeline_parallel_size = options.total_stages
     # The class, not its name: vLLM's check for pipeline support reads the attribute.
     engine_args.distributed_executor_backend = ExternalStageExecutor
     config = create()
     check_runner(config, engine_args)
-    check_method(config.speculative_config)
+    check_method(config.speculative_config, runner_of(config))
     if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
         raise UnsupportedError(
             "KV and encoder cache connectors are not supported with external stages yet: leave them out"

@@ -235,8 +235,9 @@ class ExternalStageExecutor(Executor):
         config = self.vllm_config.speculative_config
         return self.model_config.get_vocab_size(), config.num_speculative_tokens if config is not None else 0
 
-    def take_draft_token_ids(self) -> None:
-        """None: drafts come with the output they follow (`drafts.py`)."""
+    def take_draft_token_ids(self) -> Any:
+        """Of the step that waits for its mask, with async scheduling; else they come with the output they follow."""
+        return self.ring.flights.drafts_of(self._step) if self._settings.get("async_scheduling") else None
 
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:  # type: ignore[override]
         """The output of the step that `execute_model` started last."""

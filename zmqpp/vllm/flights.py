@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.outputs import DraftTokenIds
+
 from zmqpp import control
-from zmqpp.vllm.drafts import open_output
+from zmqpp.vllm.drafts import drafts_after, open_output
 from zmqpp.vllm.feedback import TokenFeedback
 from zmqpp.vllm.ring_future import RingFuture
 from zmqpp.watch.board import Board
@@ -44,6 +46,11 @@ class Flights:
             self._board.send(step, tokens, len(scheduled.num_scheduled_tokens), begun_ns)
         return self.feedback.begin(step, scheduled) if self.feedback is not None else []
 
+    def drafts_of(self, step: int) -> DraftTokenIds | None:
+        """What `step`, which is on the ring, computes of drafts; vLLM's scheduler may change it."""
+        drafts = self.feedback.drafts_of(step) if self.feedback is not None else {}
+        return DraftTokenIds(list(drafts), list(drafts.values())) if drafts else None
+
     def take(self, reply: control.StepReply) -> None:
         """A step came back.
 
@@ -55,7 +62,7 @@ class Flights:
             return  # Given up.
         output = open_output(reply, *self.draft_limits)
         if self.feedback is not None:
-            self.feedback.take(reply.step, output)
+            self.feedback.take(reply.step, output, drafts_after(output))
         self._board.finish(reply.step, sum(map(len, output.sampled_token_ids)))
         del self._futures[reply.step]
         future.set_result(output)

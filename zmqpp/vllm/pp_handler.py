@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from zmqpp.vllm import compat_v2
-from zmqpp.vllm.token_slots import Drawn, TokenSlots
+from zmqpp.vllm.drafted import Drafted
+from zmqpp.vllm.token_slots import GIVEN_UP, Drawn, TokenSlots
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
@@ -33,7 +34,7 @@ def replace_pp_handler(vocabulary: int, is_last: bool) -> None:
     """
 
     def make(max_num_reqs: int, num_speculative_steps: int, device: torch.device) -> RingHandler:
-        return RingHandler(TokenSlots(max_num_reqs, vocabulary), device, is_last)
+        return RingHandler(TokenSlots(max_num_reqs, vocabulary, num_speculative_steps), device, is_last)
 
     for module in compat_v2.modules():
         module.PPHandler = make  # type: ignore[attr-defined]
@@ -52,6 +53,9 @@ class RingHandler:
         self.slots = slots
         self._device, self._is_last = device, is_last
         self._need: Callable[[Any], Any] = compat_v2.need_sampled_mask()
+        self._counts: torch.Tensor | None = None
+        self.drafted: Drafted | None = None
+        """On the last stage: what was drafted after the step sampled last."""
 
     # ---- stages before the last --------------------------------------------------------------------------
 
@@ -60,18 +64,30 @@ class RingHandler:
     ) -> dict[str, torch.Tensor] | None:
         """Tokens for the runner's request state, as `postprocess_sampled` takes them; n rows, -1: skip.
 
-        `sampled_tokens` int64 [n, 1], `num_sampled` and `num_rejected` int32 [n], `idx_mapping` int64 [n].
+        `sampled_tokens` int64 [n, 1 + drafts], `num_sampled` and `num_rejected` int32 [n], `idx_mapping` int64 [n].
         """
         drawn = self.slots.drawn()
-        return None if drawn is None else self._upload(drawn)
+        if drawn is None:
+            return None
+        if draft_tokens_to_update is not None and drawn.drafts.size:
+            self._upload_drafts(drawn, draft_tokens_to_update)
+        return self._upload(drawn)
+
+    def _upload_drafts(self, drawn: Drawn, to: torch.Tensor) -> None:
+        """Their rows of `to` are what the last stage has in its own: the step says how many of them are computed."""
+        kept = drawn.rows != GIVEN_UP
+        rows, drafts = drawn.rows[kept], drawn.drafts[kept]
+        flat = compat_v2.uploader()(np.concatenate((rows, drafts.ravel())), device=self._device)
+        to[flat[: len(rows)]] = flat[len(rows) :].view(len(rows), -1)
 
     def _upload(self, drawn: Drawn) -> dict[str, torch.Tensor]:
         upload = compat_v2.uploader()
-        rows, tokens = upload(np.stack((drawn.rows, drawn.tokens)), device=self._device).unbind(0)
-        counts = np.stack((drawn.counts, np.zeros_like(drawn.counts)))
-        sampled, rejected = upload(counts, device=self._device).unbind(0)
+        count = len(drawn.rows)
+        flat = upload(np.concatenate((drawn.rows, drawn.tokens.ravel())), device=self._device)
+        rows, tokens = flat[:count], flat[count:].view(count, -1)
+        sampled, rejected = upload(np.stack((drawn.counts, drawn.rejected)), device=self._device).unbind(0)
         return {
-            "sampled_tokens": tokens.unsqueeze(1),
+            "sampled_tokens": tokens,
             "num_sampled": sampled,
             "num_rejected": rejected,
             "idx_mapping": rows,
@@ -91,11 +107,20 @@ class RingHandler:
 
     # ---- the last stage ----------------------------------------------------------------------------------
 
-    def broadcast(self, *sampled: Any) -> None:
-        """Nothing to do: they are in the step's output."""
+    def broadcast(
+        self,
+        sampled_token_ids: torch.Tensor,
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+        input_batch: Any,
+    ) -> None:
+        """They are in the step's output."""
+        self._counts = num_sampled
 
-    def broadcast_drafts(self, *drafts: Any) -> None:
-        """Nothing to do: without speculation there are none."""
+    def broadcast_drafts(self, draft_tokens: torch.Tensor, input_batch: Any) -> None:
+        """Keep them for the step's reply; they are on their way to the host."""
+        assert self._counts is not None, "drafts follow tokens"
+        self.drafted = Drafted(input_batch.req_ids, draft_tokens[input_batch.idx_mapping], self._counts)
 
     # ---- Eagle's hidden states: refused before the worker is built ---------------------------------------
 

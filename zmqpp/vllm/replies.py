@@ -22,29 +22,29 @@ class Replies:
     """Sends outputs in the order in which they were given.
 
     Args:
-        make: from a step and its output to the reply; waits for the device.
+        make: from a step and what was given for it to the reply; waits for the device.
         send: to the engine; called on either thread.
         defers: outputs are waited for on a thread of their own.
     """
 
     def __init__(
-        self, make: Callable[[int, Any], control.StepReply], send: Callable[[Any], None], *, defers: bool
+        self, make: Callable[..., control.StepReply], send: Callable[[Any], None], *, defers: bool
     ) -> None:
         self._make, self._send = make, send
         self._failure: BaseException | None = None
-        self._given: queue.Queue[tuple[int, Any] | None] = queue.Queue()
+        self._given: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         if defers:
             self._thread = threading.Thread(target=self._run, name="zmqpp-replies", daemon=True)
             self._thread.start()
 
-    def give(self, step: int, output: Any) -> None:
+    def give(self, step: int, *given: Any) -> None:
         """Reply to `step`. Raises what an earlier reply met, or without a thread what this one does."""
         self.check()
         if self._thread is None:
-            self._send(self._make(step, output))
+            self._send(self._make(step, *given))
         else:
-            self._given.put((step, output))
+            self._given.put((step, *given))
 
     def check(self) -> None:
         """Raises what a reply met."""

@@ -8,7 +8,7 @@ Thread: the stage's main thread.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,14 @@ class RunnerV1:
         drafts = self._config.speculative_config is not None and not self._group.is_last_rank
         return AcceptedDrafts() if drafts else None
 
+    def drafts(self) -> Callable[[], Any]:
+        """What the last stage drafted after the step that it has just sampled.
+
+        Gives vLLM's DraftTokenIds or None, once they are on the host; any thread.
+        """
+        drafts = self._wrapper.worker.take_draft_token_ids()
+        return lambda: drafts
+
     def forget(self) -> None:
         """Let go of every request, and of whatever a step that was cut off has left behind."""
         self._accepted = self._no_drafts()
@@ -126,21 +134,33 @@ class RunnerV2(RunnerV1):
                 activation.zero_()
 
     def check(self, scheduled: SchedulerOutput) -> None:
-        """Raises MalformedError: a new request without the tokens that it starts from."""
+        """Raises MalformedError: a new request without the tokens that it starts from, or too many drafts."""
         for request in scheduled.scheduled_new_reqs:
             if request.prefill_token_ids is None:
                 raise MalformedError(
                     f"a step from stage 0 has no tokens of the request {shown(request.req_id)}"
                 )
+        most = self.vllms.num_speculative_steps
+        for name, drafts in scheduled.scheduled_spec_decode_tokens.items():
+            if not len(drafts) < scheduled.num_scheduled_tokens[name] or len(drafts) > most:
+                raise MalformedError(
+                    f"a step from stage 0 has {len(drafts)} drafts of the request {shown(name)}, "
+                    f"of {scheduled.num_scheduled_tokens[name]} tokens; {most} at most"
+                )
 
     def execute(self, step: control.Exec, scheduled: SchedulerOutput) -> Any:
         """Forward pass of a step; before the last stage it also ends there."""
-        slots = self.vllms.pp_handler.slots
-        slots.begin(step.step, list(scheduled.num_scheduled_tokens), step.sampled)
+        slots, computed = self.vllms.pp_handler.slots, scheduled.scheduled_spec_decode_tokens
+        slots.begin(step.step, list(scheduled.num_scheduled_tokens), step.sampled, computed)
         output = self._wrapper.execute_model(scheduled)
         if step.tokens and not self._group.is_last_rank:
             self._wrapper.sample_tokens(None)
         return output
+
+    def drafts(self) -> Callable[[], Any]:
+        """They are with the pipeline's handler: of most requests vLLM has placeholders only here."""
+        drafted = self.vllms.pp_handler.drafted
+        return drafted.read if drafted is not None else lambda: None
 
     @torch.inference_mode()
     def forget(self) -> None:
@@ -150,6 +170,7 @@ class RunnerV2(RunnerV1):
         runner.execute_model_state = None
         runner.reset_encoder_cache()
         runner.pp_handler.slots.forget()
+        runner.pp_handler.drafted = None
         finished = SchedulerOutput.make_empty()
         finished.finished_req_ids = set(runner.req_states.req_id_to_index)
         runner.finish_requests(finished)

@@ -1,7 +1,7 @@
 """Which of vLLM's model runners the stages run: V1 or V2, the same on all of them.
 
 Stage 0 decides, by its `VLLM_USE_V2_MODEL_RUNNER` or else by vLLM's own default for its platform (V2 where there is
-Triton); the others hear it in the hello. What only V1 does here goes on V1 where nobody said otherwise.
+Triton); the others hear it in the hello. Where V2 cannot be had it is V1, unless somebody said otherwise.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def runner_of(config: Any) -> Literal["V1", "V2"]:
     return "V2" if config.use_v2_model_runner else "V1"
 
 
-def prefer_runner(engine_args: Any) -> None:
-    """Before vLLM makes its configuration: V1 for what needs it, where the variable leaves it open.
+def prefer_runner() -> None:
+    """Before vLLM makes its configuration: V1 where V2 cannot be had, and the variable leaves it open.
 
     Raises:
-        UnsupportedError: it does not.
+        UnsupportedError: the variable asks for V2.
     """
     import vllm.envs
 
-    asked, why = vllm.envs.VLLM_USE_V2_MODEL_RUNNER, _needs_v1(engine_args)
+    asked, why = vllm.envs.VLLM_USE_V2_MODEL_RUNNER, _needs_v1()
     if why and asked:
         raise _refused(why)
     if why and asked is None:
@@ -45,7 +45,7 @@ def check_runner(config: Any, engine_args: Any) -> None:
     vLLM's CPU platform switches async scheduling off, last of all; asked for by a flag it stays on.
 
     Raises:
-        UnsupportedError: V2 with what it cannot do here, or V1 with async scheduling.
+        UnsupportedError: V2 where it cannot be had, or V1 with async scheduling.
     """
     asked, scheduling = bool(engine_args.async_scheduling), config.scheduler_config
     if runner_of(config) == "V1":
@@ -55,12 +55,12 @@ def check_runner(config: Any, engine_args: Any) -> None:
             )
         scheduling.async_scheduling = False  # Older versions of vLLM would have it.
         return
-    if why := _needs_v1(engine_args):
+    if why := _needs_v1():
         raise _refused(why)
     scheduling.async_scheduling |= asked
 
 
-def _needs_v1(engine_args: Any) -> str:
+def _needs_v1() -> str:
     """Why Model Runner V2 cannot be had; empty where it can."""
     from vllm.triton_utils import HAS_TRITON
 
@@ -69,8 +69,6 @@ def _needs_v1(engine_args: Any) -> str:
         return f"of vLLM {version} is not known to external stages, that of {' or '.join(compat_v2.SUPPORTED_VLLM)} is"
     if not HAS_TRITON:
         return "needs Triton, which has no driver here"
-    if engine_args.speculative_config is not None:
-        return "does not speculate over external stages yet"
     return ""
 
 

@@ -59,7 +59,7 @@ class StageSteps:
     def _answer(self, step: int, output: Any) -> None:
         """At once: the engine waits, and what is counted can be counted later."""
         with self._reporter.recorder.sending():
-            self._replies.give(step, output)
+            self._replies.give(step, output, self._worker.drafts())
 
     def check(self) -> None:
         """Raises what an answer met that was given before."""

@@ -128,7 +128,11 @@ def check_grammar(grammar: Any, limits: StepLimits) -> None:
     mask, words = grammar.grammar_bitmask, -(-limits.vocabulary // _MASK_BITS)
     fits = type(mask) is np.ndarray and mask.dtype == np.int32 and mask.ndim == 2 and mask.shape[1] == words
     require(fits, "a grammar mask of", getattr(mask, "shape", mask))
-    require(len(mask) >= len(grammar.structured_output_request_ids), "rows of a grammar mask", len(mask))
+    ids = grammar.structured_output_request_ids
+    require(len(mask) >= len(ids), "rows of a grammar mask", len(mask))
+    drafts = getattr(grammar, "num_acceptable_drafts", None)  # not in every version
+    require(drafts is None or (type(drafts) is list and len(drafts) == len(ids)), "masked drafts", drafts)
+    check_numbers(drafts or [], limits.length, "masked drafts")
 
 
 def _check_requests(requests: Any, limits: StepLimits) -> None:

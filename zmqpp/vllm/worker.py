@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -229,12 +230,14 @@ class StageWorker:
         tensors = [cache for cache in caches if isinstance(cache, torch.Tensor)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
-    def reply(self, step: int, output: Any) -> control.StepReply:
-        """What the last stage answers: the step's output, and what it drafts for the next one. Any thread."""
-        drafts = None
-        if self.config.speculative_config is not None:
-            drafts = codec.encode(self.wrapper.worker.take_draft_token_ids())
-        return control.StepReply(step, plain_output.encode(on_host(output)), drafts)
+    def reply(self, step: int, output: Any, drafts: Callable[[], Any] | None = None) -> control.StepReply:
+        """What the last stage answers: the step's output, and its `drafts`. Any thread."""
+        drafted = codec.encode(drafts()) if drafts is not None else None
+        return control.StepReply(step, plain_output.encode(on_host(output)), drafted)
+
+    def drafts(self) -> Callable[[], Any] | None:
+        """What the last stage has drafted after the step that it has just sampled; None: it does not speculate."""
+        return self.runner.drafts() if self.config.speculative_config is not None else None
 
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample the step just run (last stage).
