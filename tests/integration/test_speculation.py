@@ -37,6 +37,15 @@ REPEATING = {
     for text in ("1, 2, 3, " * 4 + "1, 2,", ">>> x\n" * 6, "." * 22, "0" * 19)
 }
 """Whoever repeats himself is easily foretold: of these V1 accepted 103 drafts."""
+UNDER_A_GRAMMAR = {
+    "repeating, by order": {
+        "prompt": "ab ab ab",
+        "temperature": 0,
+        "max_tokens": 60,
+        "structured_outputs": {"regex": "(ab ){12}"},
+    }
+}
+ASKED = REPEATING | UNDER_A_GRAMMAR
 MANY = 60
 """Of all that Model Runner V2 is asked here."""
 WITH_V2 = (
@@ -55,9 +64,9 @@ needs_v2 = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def repeated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one ordinary process answers to REPEATING."""
+    """What one ordinary process answers to ASKED."""
     with one_process(tmp_path_factory.mktemp("repeating") / "vllm.log") as vllm:
-        return vllm.answers(REPEATING)
+        return vllm.answers(ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +104,27 @@ def test_model_runner_v2_drafts_too_and_goes_on_after_a_loss(
     method: str, flags: tuple[str, ...], expected: dict[str, Any], repeated: dict[str, Any], tmp_path: Path
 ) -> None:
     """Its stages learn of several tokens a step, and of drafts that were rejected."""
-    some = {name: CASES[name] for name in WITH_V2} | REPEATING
+    some = {name: CASES[name] for name in WITH_V2} | ASKED
     wanted = {name: expected[name] for name in WITH_V2} | repeated
     flags = (*FLAGS, *flags, "--speculative-config", json.dumps({**NGRAM, "method": method}))
     with pipeline(tmp_path / "logs", 3, flags=flags, environment=V2) as served:
         assert served.answers(some, timeout_s=SLOW_S) == wanted
         alone = accepted(served)
         assert alone > MANY, "little was speculated"
-        assert served.answers(some, at_once=12, timeout_s=SLOW_S) == wanted
+        assert served.answers(some, at_once=13, timeout_s=SLOW_S) == wanted
         assert accepted(served) > alone + MANY
+        before = accepted(served)
+        assert served.answers(UNDER_A_GRAMMAR, timeout_s=SLOW_S) == {
+            name: repeated[name] for name in UNDER_A_GRAMMAR
+        }
+        assert accepted(served) > before, "requests under a grammar do not speculate"
         load = Load(served, some, SLOW_S)
         time.sleep(2.0)
         kill(served, 1)
         assert load.wait() == wanted
         await_ready(served)
         before = accepted(served)
-        assert served.answers(some, at_once=12, timeout_s=SLOW_S) == wanted
+        assert served.answers(some, at_once=13, timeout_s=SLOW_S) == wanted
         assert accepted(served) > before + MANY, "nothing was speculated after the loss"
     assert "Using V2 Model Runner" in (tmp_path / "logs" / "stage_1.log").read_text()
     assert "requests go on" in (tmp_path / "logs" / "stage_0.log").read_text(), "nothing was lost"
