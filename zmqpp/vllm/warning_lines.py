@@ -19,6 +19,8 @@ def show_warnings(stage: int | None = None) -> None:
         handler.setLevel(logging.WARNING)
         handler.setFormatter(logging.Formatter("zmqpp: warning: %(message)s"))
         logger.addHandler(handler)
+        if logger.getEffectiveLevel() > logging.WARNING:
+            logger.setLevel(logging.WARNING)  # a library of vLLM 0.30's lets errors through alone
     if stage is not None and not any(isinstance(handler, _Refusals) for handler in logger.handlers):
         logger.addHandler(_Refusals(stage))
 
