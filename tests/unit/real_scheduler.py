@@ -15,13 +15,13 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from zmqpp.models import docs_llama
 
-__all__ = ["PROMPT", "add", "answer", "scheduler"]
+__all__ = ["PROMPT", "add_requests", "answer_step", "make_scheduler"]
 
 _BLOCKS, _BLOCK = 512, 32
 PROMPT = 8
 
 
-def scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any) -> Any:
+def make_scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any) -> Any:
     arguments = EngineArgs(
         model=str(docs_llama()),
         max_model_len=512,
@@ -49,7 +49,7 @@ def scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any) -> A
     )
 
 
-def add(scheduler: Any, names: range) -> None:
+def add_requests(scheduler: Any, names: range) -> None:
     for name in names:
         parameters = SamplingParams(max_tokens=100, ignore_eos=True)
         scheduler.add_request(
@@ -62,7 +62,7 @@ def add(scheduler: Any, names: range) -> None:
         )
 
 
-def answer(scheduler: Any, step: Any) -> None:
+def answer_step(scheduler: Any, step: Any) -> None:
     """The step came back: one token for each of its requests."""
     names = list(step.num_scheduled_tokens)
     output = ModelRunnerOutput(

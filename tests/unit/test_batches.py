@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from tests.unit.real_scheduler import PROMPT as _PROMPT
-from tests.unit.real_scheduler import add as _add
-from tests.unit.real_scheduler import answer as _answer
-from tests.unit.real_scheduler import scheduler as _scheduler
+from tests.unit.real_scheduler import PROMPT, add_requests, answer_step, make_scheduler
 from zmqpp.errors import ConfigError
 from zmqpp.vllm.batches import BalancedScheduler, balance_batches, wants_balance
 
@@ -26,14 +23,14 @@ def _sizes(scheduler: Any, batches: int, steps: int) -> list[int]:
             flying.append(step)
         sizes.append(len(step.num_scheduled_tokens))
         if len(flying) == batches or not step.num_scheduled_tokens:
-            _answer(scheduler, flying.popleft())
+            answer_step(scheduler, flying.popleft())
     return sizes
 
 
 def test_what_decodes_is_divided_evenly() -> None:
-    scheduler = _scheduler(2)
+    scheduler = make_scheduler(2)
     balance_batches(scheduler, 2)
-    _add(scheduler, range(16))
+    add_requests(scheduler, range(16))
     sizes = _sizes(scheduler, 2, 12)
     assert sizes[0] == 16, "prompts are not divided"
     assert set(sizes[-6:]) == {8}
@@ -41,16 +38,16 @@ def test_what_decodes_is_divided_evenly() -> None:
 
 def test_vllm_alone_puts_all_that_is_ready_into_one_batch() -> None:
     """Else there is nothing to balance, and the module may go."""
-    scheduler = _scheduler(2)
-    _add(scheduler, range(16))
+    scheduler = make_scheduler(2)
+    add_requests(scheduler, range(16))
     assert 16 in _sizes(scheduler, 2, 12)[-6:]
 
 
 @pytest.mark.parametrize(("requests", "batches", "largest"), [(1, 2, 1), (3, 2, 2), (5, 4, 2), (13, 3, 5)])
 def test_numbers_that_do_not_divide(requests: int, batches: int, largest: int) -> None:
-    scheduler = _scheduler(batches)
+    scheduler = make_scheduler(batches)
     balance_batches(scheduler, batches)
-    _add(scheduler, range(requests))
+    add_requests(scheduler, range(requests))
     sizes = _sizes(scheduler, batches, 10 * batches)
     assert max(sizes[2 * batches :]) == largest
     even = sizes[5 * batches :]
@@ -61,33 +58,33 @@ def test_numbers_that_do_not_divide(requests: int, batches: int, largest: int) -
 
 
 def test_a_prompt_that_comes_meanwhile_is_not_held_back() -> None:
-    scheduler = _scheduler(2)
+    scheduler = make_scheduler(2)
     balance_batches(scheduler, 2)
-    _add(scheduler, range(8))
+    add_requests(scheduler, range(8))
     _sizes(scheduler, 2, 6)
-    _add(scheduler, range(8, 16))
+    add_requests(scheduler, range(8, 16))
     step = scheduler.schedule()
-    assert sum(step.num_scheduled_tokens.values()) >= 8 * _PROMPT
+    assert sum(step.num_scheduled_tokens.values()) >= 8 * PROMPT
     assert scheduler.max_num_scheduled_tokens == 256, "the budget is vLLM's again"
 
 
 def test_prompts_that_must_wait_for_a_place_do_not_undo_the_balance() -> None:
-    scheduler = _scheduler(2, max_num_seqs=8)
+    scheduler = make_scheduler(2, max_num_seqs=8)
     balance_batches(scheduler, 2)
-    _add(scheduler, range(16))
+    add_requests(scheduler, range(16))
     assert set(_sizes(scheduler, 2, 12)[-6:]) == {4}
 
 
 def test_vllms_own_pipeline_can_have_the_same() -> None:
-    scheduler = _scheduler(2, BalancedScheduler)
-    _add(scheduler, range(16))
+    scheduler = make_scheduler(2, BalancedScheduler)
+    add_requests(scheduler, range(16))
     assert set(_sizes(scheduler, 2, 12)[-6:]) == {8}
 
 
 def test_one_batch_in_flight_has_all() -> None:
-    scheduler = _scheduler(1)
+    scheduler = make_scheduler(1)
     balance_batches(scheduler, 1)
-    _add(scheduler, range(16))
+    add_requests(scheduler, range(16))
     assert set(_sizes(scheduler, 1, 6)) == {16}
 
 
@@ -103,8 +100,8 @@ def test_the_switch_is_on_off_or_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_async_scheduling_divides_what_may_decode_among_the_stages() -> None:
     """One batch more is in flight than there are stages, but none of its requests waits for its own token."""
-    scheduler = _scheduler(2, AsyncScheduler)
+    scheduler = make_scheduler(2, AsyncScheduler)
     scheduler.use_v2_model_runner = True
     balance_batches(scheduler, 2)
-    _add(scheduler, range(16))
+    add_requests(scheduler, range(16))
     assert set(_sizes(scheduler, 3, 14)[-6:]) == {8}

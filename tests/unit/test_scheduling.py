@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.real_scheduler import add, answer, scheduler
+from tests.unit.real_scheduler import add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step
 from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.scheduling import adapt_scheduler
@@ -21,26 +21,26 @@ def _config(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**(plain | changes))
 
 
-def _decodes(made: Any, batches: int, count: int) -> list[Any]:
+def _decodes(scheduler: Any, batches: int, count: int) -> list[Any]:
     """The steps of `count` rounds that have no new requests, with `batches` in flight; a dry round between."""
     flying: deque[Any] = deque()
     found = []
     for _ in range(count):
-        while len(flying) < batches and (step := made.schedule()).num_scheduled_tokens:
+        while len(flying) < batches and (step := scheduler.schedule()).num_scheduled_tokens:
             flying.append(step)
             if not step.scheduled_new_reqs:
                 found.append(step)
-        answer(made, flying.popleft())
+        answer_step(scheduler, flying.popleft())
     return found
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_steps_that_only_decode_are_plain_with_any_number_in_flight(batches: int) -> None:
-    made = scheduler(3)
-    adapt_scheduler(made, _config(), batches)
-    adapt_scheduler(made, _config(), batches)
-    add(made, range(7))
-    steps = _decodes(made, 3, 12)
+    scheduler = make_scheduler(3)
+    adapt_scheduler(scheduler, _config(), batches)
+    adapt_scheduler(scheduler, _config(), batches)
+    add_requests(scheduler, range(7))
+    steps = _decodes(scheduler, 3, 12)
     assert len(steps) > 10
     for step in steps:
         cached = step.scheduled_cached_reqs
@@ -51,14 +51,14 @@ def test_steps_that_only_decode_are_plain_with_any_number_in_flight(batches: int
 
 def test_vllm_alone_repeats_all_tokens_with_each_step() -> None:
     """Else there is nothing to leave out, and EveryRequest may go."""
-    made = scheduler(3)
-    add(made, range(7))
-    assert any(step.scheduled_cached_reqs.all_token_ids for step in _decodes(made, 3, 12))
+    scheduler = make_scheduler(3)
+    add_requests(scheduler, range(7))
+    assert any(step.scheduled_cached_reqs.all_token_ids for step in _decodes(scheduler, 3, 12))
 
 
 @pytest.mark.parametrize("changes", [{"use_v2_model_runner": True}, {"kv_transfer_config": object()}])
 def test_what_may_need_them_keeps_them(changes: dict[str, Any]) -> None:
-    made = scheduler(2)
-    before = made.prev_step_scheduled_req_ids
-    adapt_scheduler(made, _config(**changes), 1)
-    assert made.prev_step_scheduled_req_ids is before
+    scheduler = make_scheduler(2)
+    before = scheduler.prev_step_scheduled_req_ids
+    adapt_scheduler(scheduler, _config(**changes), 1)
+    assert scheduler.prev_step_scheduled_req_ids is before
