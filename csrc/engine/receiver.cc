@@ -19,7 +19,7 @@ constexpr int kMessagesPerTurn = 64;  // then look at the peer again
 constexpr std::uint64_t kCallerPause_ns = 1'000'000;  // a caller that reads by itself comes back within this, or is done
 constexpr long kCallerPoll_ms = 1;
 constexpr double kRetry_s = 0.5;  // longer than libzmq takes to say that it tries again by itself
-constexpr double kGrace_s = 0.5;
+constexpr int kLooks = 8;            // at whether a sign of life came, in the time after which the sender is given up
 constexpr double kFirstPause_s = 0.1, kLongestPause_s = 1.0;  // between knocks where our key is not wanted
 constexpr int kConnect_ms = 2000;     // the kernel would ask a host that was cut off ever more rarely
 constexpr int kReceiveHwm = 32;       // chunks of a MiB: bounds what lies in ZeroMQ's queue
@@ -271,18 +271,15 @@ void Receiver::retry_if_stalled() {
 // The sender beats when idle, so silence means a hung process, a dead host or a cut network.
 void Receiver::restart_silence() {
   const double patience_s = options_.bear_silence ? 0 : options_.peer_timeout_s;
-  silence_ = patience_s > 0 ? Deadline::after(std::max(patience_s / 2, patience_s - kGrace_s)) : Deadline::never();
-  warned_ = false;
+  silence_ = patience_s > 0 ? Deadline::after(patience_s / kLooks) : Deadline::never();
+  looks_ = 0;
 }
 
+// Looks are counted, not seconds: however long this whole process or its machine stood still, that was one look.
 void Receiver::check_silence() {
   if (!silence_.expired()) return;
-  if (!warned_) {
-    // Perhaps this whole process slept: let ZeroMQ's thread read what has come meanwhile.
-    warned_ = true;
-    silence_ = Deadline::after(std::min(options_.peer_timeout_s / 2, kGrace_s));
-    return;
-  }
+  silence_ = Deadline::after(options_.peer_timeout_s / kLooks);
+  if (++looks_ < kLooks) return;
   throw Error(Code::kPeerLost, "receive",
               who() + " gave no sign of life for " + seconds_text(options_.peer_timeout_s));
 }

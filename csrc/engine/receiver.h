@@ -116,7 +116,7 @@ class Receiver : public Source {
   Deadline pause_ = Deadline::never();  // until then there is no connection, and none is tried
   double pause_s_ = 0;
   Deadline poll_until_ = Deadline::never();  // receiver thread only
-  bool warned_ = false;                   // the silence passed once already
+  int looks_ = 0;                         // that found no sign of life, one after the other
   std::thread thread_;                    // last: starts when everything above is there
 };
 

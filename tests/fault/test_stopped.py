@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +17,7 @@ from zmqpp.transport import Link, Route
 MIB = 1 << 20
 PEER_TIMEOUT_S = 0.6
 GIVEN_UP_S = PEER_TIMEOUT_S + 1.5
-"""The timeout, the grace that a receiver gives itself, and some for a busy machine."""
+"""The timeout, and some for a busy machine."""
 SILENT = r"stage 0 .*gave no sign of life for 0\.6 s"
 
 
@@ -76,6 +77,23 @@ def test_sender_that_goes_on_in_time_loses_nothing(lane: Lane) -> None:
             for i in range(received, 60):
                 assert_whole(link.recv_dict(), i, 3 * MIB)
             peer.answer()
+
+
+def test_time_that_the_receiver_itself_stood_still_is_no_silence(lane: Lane) -> None:
+    """As on a machine that stood still, where the sender is the last to go on."""
+    settings = lane.config(heartbeat_s=0.1, peer_timeout_s=2.0)
+    with Peer() as sender, Peer() as receiver:
+        receiver.open(connect=sender.open(bind=lane.address(), config=settings), config=settings)
+        for peer in (sender, receiver):
+            peer.do("wait_peers")
+        for peer in (sender, receiver):
+            peer.stop()
+        time.sleep(2.5)
+        receiver.go_on()
+        time.sleep(1.0)
+        sender.go_on()
+        sender.send([0], MIB)
+        receiver.receive([0], MIB)
 
 
 def test_sender_waits_for_a_stopped_receiver_under_its_deadline(lane: Lane) -> None:
