@@ -6,20 +6,13 @@
 
 #include "base/align.h"
 #include "base/error.h"
+#include "wire/segment_check.h"
 
 namespace zmqpp::wire {
 namespace {
 
-[[noreturn]] void malformed(const std::string& detail) {
-  throw Error(Code::kMalformed, "receive", "shared segment: " + detail);
-}
-
-void require(bool holds, const char* what, std::uint64_t found) {
-  if (!holds) malformed(std::string(what) + " (found " + std::to_string(found) + ")");
-}
-
 void check_body(const EntryView& view, std::uint64_t payload_bytes) {
-  require(view.offset % kAlign == 0, "a body must start at a multiple of 64", view.offset);
+  require_valid(view.offset % kAlign == 0, "a body must start at a multiple of 64", view.offset);
   if (view.offset > payload_bytes || view.size > payload_bytes - view.offset) {
     malformed("a body [" + std::to_string(view.offset) + ", +" + std::to_string(view.size) +
               ") lies outside the payload area of " + std::to_string(payload_bytes) + " bytes");
@@ -28,19 +21,19 @@ void check_body(const EntryView& view, std::uint64_t payload_bytes) {
 
 void check_sizes(const EntryView& view) {
   if (view.kind == EntryKind::kPiece) {
-    require(view.manifest_size == 0, "a piece has no manifest of its own", view.manifest_size);
-    require(view.size > 0, "a piece must carry bytes", view.size);
+    require_valid(view.manifest_size == 0, "a piece has no manifest of its own", view.manifest_size);
+    require_valid(view.size > 0, "a piece must carry bytes", view.size);
     return;
   }
-  require(view.manifest_size <= kMaxManifestBytes, "a manifest beyond the limit", view.manifest_size);
+  require_valid(view.manifest_size <= kMaxManifestBytes, "a manifest beyond the limit", view.manifest_size);
   const std::uint64_t whole = align_up(view.manifest_size) + view.total;
-  if (view.kind == EntryKind::kWhole) require(view.size == whole, "a body of another size than its parts", view.size);
+  if (view.kind == EntryKind::kWhole) require_valid(view.size == whole, "a body of another size than its parts", view.size);
   if (view.kind == EntryKind::kRemote) {
     const std::uint64_t parts = view.size > whole ? (view.size - whole) / sizeof(RemotePart) : 0;
-    require(view.size == whole + parts * sizeof(RemotePart), "a table of parts of an odd size", view.size);
-    require(parts > 0 && parts <= kMaxRemoteParts, "a number of parts that cannot be", parts);
+    require_valid(view.size == whole + parts * sizeof(RemotePart), "a table of parts of an odd size", view.size);
+    require_valid(parts > 0 && parts <= kMaxRemoteParts, "a number of parts that cannot be", parts);
   }
-  if (view.kind == EntryKind::kFirst) require(view.size < whole, "a first piece that is all of it", view.size);
+  if (view.kind == EntryKind::kFirst) require_valid(view.size < whole, "a first piece that is all of it", view.size);
 }
 
 }  // namespace
@@ -78,8 +71,8 @@ EntryView read_entry(const Entry& entry, std::uint64_t payload_bytes, const Limi
   view.checked = (flags & kEntryChecked) != 0;
   // From here on the copy alone is looked at: the writer may change the entry meanwhile.
   asm volatile("" : : "g"(&view) : "memory");
-  require((flags & ~kEntryChecked) == 0, "unknown flags", flags);
-  require(view.slot < kSlots, "there is no such slot", view.slot);
+  require_valid((flags & ~kEntryChecked) == 0, "unknown flags", flags);
+  require_valid(view.slot < kSlots, "there is no such slot", view.slot);
   if (view.total > limits.max_dict_bytes) {
     malformed("dict payload of " + std::to_string(view.total) + " bytes, the limit is " +
               std::to_string(limits.max_dict_bytes));
@@ -98,13 +91,13 @@ EntryView read_entry(const Entry& entry, std::uint64_t payload_bytes, const Limi
 }
 
 void check_part(const RemotePart& part, std::uint64_t total, std::uint64_t device_bytes) {
-  require(part.offset % kAlign == 0, "a part must start at a multiple of 64", part.offset);
-  require(part.offset <= total && part.size <= total - part.offset, "a part outside its payload", part.offset);
-  require(part.place <= device_bytes && part.size <= device_bytes - part.place, "a part outside the device memory", part.place);
+  require_valid(part.offset % kAlign == 0, "a part must start at a multiple of 64", part.offset);
+  require_valid(part.offset <= total && part.size <= total - part.offset, "a part outside its payload", part.offset);
+  require_valid(part.place <= device_bytes && part.size <= device_bytes - part.place, "a part outside the device memory", part.place);
 }
 
 void check_pinned(std::uint64_t pinned_bytes, std::uint64_t payload_bytes) {
-  require(pinned_bytes % kPage == 0 && pinned_bytes <= payload_bytes, "pinned bytes that cannot be", pinned_bytes);
+  require_valid(pinned_bytes % kPage == 0 && pinned_bytes <= payload_bytes, "pinned bytes that cannot be", pinned_bytes);
 }
 
 void write_reason(SegmentHead& head, const std::string& reason) {
@@ -129,10 +122,10 @@ void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uin
                                                ", this side version " + std::to_string(kVersion));
   }
   const std::uint64_t bytes = head.payload_bytes;
-  require(head.session == session, "it belongs to another session", head.session);
-  require(head.slots == kSlots, "another number of slots", head.slots);
-  require(head.payload_offset == payload_offset(), "the payload area begins elsewhere", head.payload_offset);
-  require(mapped_bytes >= payload_offset() && bytes == mapped_bytes - payload_offset(),
+  require_valid(head.session == session, "it belongs to another session", head.session);
+  require_valid(head.slots == kSlots, "another number of slots", head.slots);
+  require_valid(head.payload_offset == payload_offset(), "the payload area begins elsewhere", head.payload_offset);
+  require_valid(mapped_bytes >= payload_offset() && bytes == mapped_bytes - payload_offset(),
           "the payload area has another size than the file", bytes);
 }
 

@@ -24,7 +24,7 @@ def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> None:
     if config.speculative_config is not None:
         follow_up_drafts(scheduler, config.scheduler_config.async_scheduling)
     balance_batches(scheduler, batches)
-    if runner_of(config) == "V1" and config.kv_transfer_config is None:
+    if runner_of(config) == "V1":
         scheduler.prev_step_scheduled_req_ids = EveryRequest()
 
 
