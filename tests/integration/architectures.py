@@ -101,7 +101,62 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen3MoeForCausalLM",
         {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     ),
+    "Qwen2 MoE": Architecture(
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {
+            **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
+    "Phi": Architecture("PhiConfig", "PhiForCausalLM", {"num_key_value_heads": 4}),
+    "Phi 3": Architecture("Phi3Config", "Phi3ForCausalLM"),
+    "StableLM": Architecture("StableLmConfig", "StableLmForCausalLM"),
+    "Falcon": Architecture(
+        "FalconConfig",
+        "FalconForCausalLM",
+        {"ffn_hidden_size": 512, "multi_query": True, "parallel_attn": True},
+    ),
+    "BLOOM": Architecture(
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"vocab_size": VOCABULARY, "hidden_size": 128, "n_layer": LAYERS, "n_head": 4},
+        sizes=False,
+    ),
+    "Granite": Architecture(
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        {"residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 2.0},
+    ),
+    "Cohere 2": Architecture("Cohere2Config", "Cohere2ForCausalLM", {"sliding_window": 64}),
+    "OLMo 2": Architecture("Olmo2Config", "Olmo2ForCausalLM"),
+    "GLM 4": Architecture("Glm4Config", "Glm4ForCausalLM", {"head_dim": 32}),
     "transformers backend": Architecture(
         "LlamaConfig", "LlamaForCausalLM", flags=("--model-impl", "transformers")
     ),
 }
+
+SPLIT_WRONG: dict[str, tuple[Architecture, str]] = {
+    "positions": (
+        Architecture(
+            "GPTBigCodeConfig",
+            "GPTBigCodeForCausalLM",
+            {
+                **{"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": LAYERS},
+                **{"n_head": 4, "n_positions": POSITIONS},
+            },
+            sizes=False,
+        ),
+        "apply wte and wpe to what it is sent",
+    ),
+    "scale": (
+        Architecture(
+            "GraniteConfig",
+            "GraniteForCausalLM",
+            {"embedding_multiplier": 2.0},
+            flags=("--model-impl", "transformers"),
+        ),
+        "scale what it is sent by the model's embedding_multiplier",
+    ),
+}
+"""Through vLLM's transformers backend, which would answer with other tokens."""

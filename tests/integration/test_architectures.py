@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.architectures import ARCHITECTURES, LAYERS
+from tests.integration.architectures import ARCHITECTURES, LAYERS, SPLIT_WRONG
 from tests.integration.models import split
 from tests.integration.serving import long_only
 from tests.integration.side_by_side import Found, assert_same, one_process, stages
@@ -52,3 +52,13 @@ def test_a_model_that_vllm_cannot_split_ends_in_one_line(index: int, zygote: Zyg
     ended = zygote.run(["serve", str(model), *stage(index, 2, free_base_port(4))])
     assert_one_line(ended, "vLLM cannot split BertModel over pipeline stages", "SupportsPP")
     assert ended.code == 2
+
+
+@long_only
+@pytest.mark.parametrize("name", SPLIT_WRONG)
+def test_a_model_that_vllm_would_split_wrong_is_refused(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    architecture, why = SPLIT_WRONG[name]
+    settings: dict[str, Any] = architecture.settings_of_vllm
+    model = architecture.write(tmp_path / "model")
+    with pytest.raises(AssertionError, match=f"over pipeline stages: .*{why}; serve it in one process"):
+        stages(zygote, tmp_path, [model, model], **settings)

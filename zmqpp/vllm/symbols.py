@@ -59,6 +59,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.model_executor.model_loader.default_loader:safetensors_weights_iterator": "reads only this stage's tensors",
     "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.load_weights": "names the model being loaded",
     "vllm.model_executor.models.utils:get_pp_missing_layer_names": "modules that live on another stage",
+    "vllm.model_executor.models.utils:PPMissingLayer": "stands where such a module would be",
     "vllm.config:set_current_vllm_config": "context of worker construction",
     "vllm.config:WatermarkConfig": "compared by what it says of itself, which is not its key",
     "vllm.config:ModelConfig.get_total_num_hidden_layers": "the model's layers",

@@ -26,6 +26,7 @@ from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
+from zmqpp.vllm.transformers_split import check_transformers_split
 from zmqpp.vllm.warm import leave_alone
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
 from zmqpp.vllm.worker_methods import may_be_called
@@ -118,11 +119,12 @@ class StageWorker:
         module: Any = importlib.import_module("vllm.model_executor.model_loader.default_loader")
         loader = module.DefaultModelLoader
         original = loader.load_weights
-        weights = StageWeights(self.report)
+        weights, stage = StageWeights(self.report), self.stage
 
         def load_weights(self: Any, model: torch.nn.Module, model_config: Any) -> None:
             from vllm.model_executor.models.utils import get_pp_missing_layer_names
 
+            check_transformers_split(model, stage)
             weights.begin(model, get_pp_missing_layer_names(model))
             module.safetensors_weights_iterator = lambda files, *_, **__: weights.read(files)
             module.multi_thread_safetensors_weights_iterator = module.safetensors_weights_iterator

@@ -1,0 +1,58 @@
+"""Models that vLLM's transformers backend splits wrong, and does not know it.
+
+The backend takes the embeddings of tokens from all stages but the first, and the model's own `forward` runs on each.
+What that does in front of its layers beside embedding tokens is then done once a stage: embeddings of positions are
+added again, embeddings are scaled again. Without this check tokens would be wrong, and nothing would say so.
+
+Thread: any. Source: Base.pipeline_parallel, Base.forward (vllm/model_executor/models/transformers/base.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from zmqpp.errors import ConfigError
+
+__all__ = ["check_transformers_split"]
+
+_SCALE = "embedding_multiplier"
+"""Of the Granite family: transformers applies it to embeddings wherever they come from."""
+
+
+def check_transformers_split(model: torch.nn.Module, stage: int) -> None:
+    """Of a model as vLLM has built it for this stage, before its weights are read.
+
+    Raises:
+        ConfigError: it does more than embed tokens before its layers.
+    """
+    inner = getattr(model, "model", None)
+    if inner is None or not hasattr(inner, "supports_pp_plan"):
+        return  # one of vLLM's own
+    decoder = inner.get_decoder()
+    if more := _more_than_tokens(inner, decoder):
+        raise ConfigError(
+            f"stage {stage}: vLLM cannot split {type(decoder).__name__} over pipeline stages: through its transformers "
+            f"backend every stage would {more}; serve it in one process, with plain `vllm serve`"
+        )
+
+
+def _more_than_tokens(inner: Any, decoder: Any) -> str:
+    if getattr(decoder.config, _SCALE, None) not in (None, 1):
+        return f"scale what it is sent by the model's {_SCALE}"
+    front = [] if inner.supports_pp_plan else _in_front_of_layers(decoder)
+    return f"apply {' and '.join(front)} to what it is sent" if len(front) > 1 else ""
+
+
+def _in_front_of_layers(decoder: torch.nn.Module) -> list[str]:
+    """Modules with weights, also those that are on another stage."""
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    front: list[str] = []
+    for name, child in decoder.named_children():
+        if isinstance(child, torch.nn.ModuleList):
+            return front
+        if isinstance(child, PPMissingLayer) or next(child.parameters(), None) is not None:
+            front.append(name)
+    return []
