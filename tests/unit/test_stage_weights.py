@@ -129,3 +129,14 @@ def test_a_missing_tensor_is_named(read_names: list[str], loaded: list[str], mis
     with pytest.raises(ConfigError, match=f"need the tensor {missing}"):
         weights.finish(model, set(loaded), quantized=False)
     assert report.parameters == 16
+
+
+def test_a_tensor_that_two_modules_share_is_there_under_either_name() -> None:
+    model = Fused()
+    model.experts = torch.nn.Module()
+    model.experts.shared, model.shared = model.attn, model.attn
+    weights = StageWeights(LoadReport(LayerRange(0, 1), 1, 0))
+    weights.begin(model, [])
+    with pytest.raises(ConfigError, match="attn.o_proj.weight, which"):
+        weights.finish(model, {"shared.qkv_proj.weight"}, quantized=False)
+    weights.finish(model, {"shared.qkv_proj.weight", "experts.shared.o_proj.weight"}, quantized=False)

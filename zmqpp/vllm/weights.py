@@ -182,7 +182,9 @@ class StageWeights:
         report.count(parameters)
         missing = self._half_filled(model, parameters) | uneven_experts(report.names_read)
         if not quantized and loaded is not None:
-            missing |= {name for name, p in parameters.items() if name not in loaded and p.numel()}
+            # By identity: an expert that a layer's experts share has a name in each module that holds it.
+            filled = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in loaded}
+            missing |= {name for name, p in parameters.items() if id(p) not in filled and p.numel()}
         if missing:
             first = min(missing, key=_natural)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
