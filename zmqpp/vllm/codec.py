@@ -2,10 +2,10 @@
 
 Every compound that msgpack has no word for is one extension value `[name, ...content]`:
 
-    tuple, set, frozenset, slice, int beyond 64 bits, torch.Tensor, torch.dtype, numpy array     by the names below
-    dataclass, NamedTuple, msgspec.Struct, Enum, UserDict                                        by "module:Class"
+    tuple, set, frozenset, slice, Fraction, int beyond 64 bits, torch.Tensor, torch.dtype, numpy array    by names below
+    dataclass, NamedTuple, msgspec.Struct, Enum, UserDict                                       by "module:Class"
 
-Only classes defined in `compat.WIRE_MODULES` can be named. Objects are rebuilt field by field without
+Only classes of `compat.WIRE_MODULES` and `WIRE_CLASSES` can be named. Objects are rebuilt field by field without
 running their `__init__` or `__post_init__`: nothing that arrives can execute, and fields that vLLM computes
 in `__post_init__` arrive as they were (but for classes that msgspec alone makes: LoRARequest, PoolingParams; their
 constructors only look at values). Fields equal to their default are left out, so a peer whose vLLM has
@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 from collections import UserDict
 from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
 from itertools import chain
 from typing import Any
 
@@ -30,7 +31,7 @@ from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat
 from zmqpp.vllm.wire_fields import MISSING, fields_of
-from zmqpp.vllm.wire_objects import build, build_mapping, build_named_tuple, build_slice
+from zmqpp.vllm.wire_objects import build, build_fraction, build_mapping, build_named_tuple, build_slice
 
 _OBJECT = 1
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -217,6 +218,7 @@ _writers: dict[type, Callable[[Any], Any]] = {
     set: lambda value: _ext("set", _pack_items(list(value))),
     frozenset: lambda value: _ext("frozenset", _pack_items(list(value))),
     slice: lambda value: _ext("slice", _pack_items([value.start, value.stop, value.step])),
+    Fraction: lambda value: _ext("fraction", [value.numerator, value.denominator]),
     torch.Size: lambda value: _ext("tuple", list(value)),
     torch.dtype: lambda value: _ext("dtype", [str(value).removeprefix("torch.")]),
 }
@@ -302,6 +304,7 @@ _readers: dict[str, Callable[[list[Any]], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "slice": build_slice,
+    "fraction": build_fraction,
     "int": _build_int,
     "dict": lambda content: dict(zip(content[::2], content[1::2], strict=True)),
     "tensor": _build_tensor,

@@ -39,6 +39,11 @@ WIRE_MODULES = (
     "vllm.multimodal.inputs",
 )
 """Modules whose plain-data classes may travel between stages; see codec."""
+WIRE_CLASSES = {
+    "vllm.v1.attention.backend": ("MultipleOf",),
+    "vllm.v1.attention.backends.registry": ("MambaAttentionBackendEnum",),
+}
+"""The same, of modules that hold much else: of the KV caches of DeepSeek's attention and of Mamba layers."""
 
 
 def vllm_version() -> str:
@@ -93,15 +98,19 @@ def exists(symbol: str) -> bool:
 
 def wire_name(kind: type) -> str | None:
     """`module:Class` when objects of `kind` may travel, else None."""
-    if kind.__module__ in WIRE_MODULES and _is_plain(kind):
+    if _may_travel(kind.__module__, kind.__qualname__) and _is_plain(kind):
         return f"{kind.__module__}:{kind.__qualname__}"
     return None
 
 
+def _may_travel(module: str, qualified: str) -> bool:
+    return module in WIRE_MODULES or qualified in WIRE_CLASSES.get(module, ())
+
+
 def wire_class(name: str) -> type | None:
-    """The class that `wire_name` named, else None; imports nothing outside `WIRE_MODULES`."""
+    """The class that `wire_name` named, else None; imports nothing that is not listed here."""
     module, _, qualified = name.partition(":")
-    if module not in WIRE_MODULES:
+    if not _may_travel(module, qualified):
         return None
     try:
         kind = getattr(importlib.import_module(module), qualified, None)

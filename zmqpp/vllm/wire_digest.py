@@ -24,8 +24,10 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 
 @functools.cache
 def wire_digest() -> str:
-    """Of all classes in `compat.WIRE_MODULES` that may travel."""
-    lines = sorted(line for module in compat.WIRE_MODULES for line in _classes(module))
+    """Of all classes that may travel."""
+    lines = sorted(
+        line for module in (*compat.WIRE_MODULES, *compat.WIRE_CLASSES) for line in _classes(module)
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from zmqpp._shown import one_line, shown
 from zmqpp.errors import MalformedError
 from zmqpp.vllm.wire_fields import MISSING, Factory, fields_of
 
-__all__ = ["build", "build_mapping", "build_named_tuple", "build_slice"]
+__all__ = ["build", "build_fraction", "build_mapping", "build_named_tuple", "build_slice"]
 
 
 def build_named_tuple(kind: Any, content: list[Any]) -> Any:
@@ -36,6 +37,12 @@ def build_slice(content: list[Any]) -> slice:
     if len(content) != 3 or not all(part is None or type(part) is int for part in content):
         raise MalformedError(f"payload holds a slice of {shown(content)}")
     return slice(*content)
+
+
+def build_fraction(content: list[Any]) -> Fraction:
+    if len(content) != 2 or not all(type(part) is int for part in content) or content[1] < 1:
+        raise MalformedError(f"payload holds a fraction of {shown(content)}")
+    return Fraction(*content)
 
 
 def build(kind: type, given: dict[str, Any]) -> Any:
