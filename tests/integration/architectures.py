@@ -147,7 +147,7 @@ SPLIT_WRONG: dict[str, tuple[Architecture, str]] = {
             },
             sizes=False,
         ),
-        "apply wte and wpe to what it is sent",
+        "through its transformers backend every stage would apply wte and wpe to what it is sent",
     ),
     "scale": (
         Architecture(
@@ -156,7 +156,18 @@ SPLIT_WRONG: dict[str, tuple[Architecture, str]] = {
             {"embedding_multiplier": 2.0},
             flags=("--model-impl", "transformers"),
         ),
-        "scale what it is sent by the model's embedding_multiplier",
+        "through its transformers backend every stage would scale what it is sent by the model's embedding_multiplier",
+    ),
+    "tied": (
+        Architecture(
+            "Ernie4_5_MoeConfig",
+            "Ernie4_5_MoeForCausalLM",
+            {
+                **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64},
+                **{"moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+            },
+        ),
+        "its code there wants what is on another stage",
     ),
 }
-"""Through vLLM's transformers backend, which would answer with other tokens."""
+"""Models that vLLM cannot split, and does not know it; and why."""

@@ -22,11 +22,11 @@ from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat, plain_output
 from zmqpp.vllm.calls import WARM_UP
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.model_split import check_transformers_split, said_in_words
 from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
-from zmqpp.vllm.transformers_split import check_transformers_split
 from zmqpp.vllm.warm import leave_alone
 from zmqpp.vllm.weights import LoadReport, StageWeights, check_directory
 from zmqpp.vllm.worker_methods import may_be_called
@@ -88,7 +88,8 @@ class StageWorker:
         if self.place.rank == 0 and self.place.size > 1:
             compat.forget_shared_names()
         self.group.use_device(self.wrapper.worker.device or self.group.device)
-        self.wrapper.load_model()
+        with said_in_words(self.config.model_config.architecture, self.stage):
+            self.wrapper.load_model()
         current_platform.update_block_size_for_backend(self.config)
         self.runner.prepare()
         if not self.report.parameters:

@@ -1,21 +1,28 @@
-"""Models that vLLM's transformers backend splits wrong, and does not know it.
+"""Models that vLLM says it can split over pipeline stages, and cannot.
 
-The backend takes the embeddings of tokens from all stages but the first, and the model's own `forward` runs on each.
-What that does in front of its layers beside embedding tokens is then done once a stage: embeddings of positions are
-added again, embeddings are scaled again. Without this check tokens would be wrong, and nothing would say so.
+Its transformers backend takes the embeddings of tokens from all stages but the first, and the model's own `forward`
+runs on each. What that does in front of its layers beside embedding tokens is then done once a stage: embeddings of
+positions are added again, embeddings are scaled again. Without a check tokens would be wrong, and nothing would say so.
+Some models of vLLM's own reach for a module that is on another stage.
 
-Thread: any. Source: Base.pipeline_parallel, Base.forward (vllm/model_executor/models/transformers/base.py).
+Thread: any. Source: Base.pipeline_parallel, Base.forward (vllm/model_executor/models/transformers/base.py);
+PPMissingLayer (vllm/model_executor/models/utils.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from zmqpp._shown import one_line
 from zmqpp.errors import ConfigError
 
-__all__ = ["check_transformers_split"]
+__all__ = ["check_transformers_split", "said_in_words"]
+
+_INSTEAD = "serve it in one process, with plain `vllm serve`"
 
 _SCALE = "embedding_multiplier"
 """Of the Granite family: transformers applies it to embeddings wherever they come from."""
@@ -34,8 +41,26 @@ def check_transformers_split(model: torch.nn.Module, stage: int) -> None:
     if more := _more_than_tokens(inner, decoder):
         raise ConfigError(
             f"stage {stage}: vLLM cannot split {type(decoder).__name__} over pipeline stages: through its transformers "
-            f"backend every stage would {more}; serve it in one process, with plain `vllm serve`"
+            f"backend every stage would {more}; {_INSTEAD}"
         )
+
+
+@contextmanager
+def said_in_words(model: str, stage: int) -> Iterator[None]:
+    """Around what builds `model`'s part of a stage.
+
+    Raises:
+        ConfigError: it wants a module that another stage has. Whatever else is raised inside.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        if "PPMissingLayer" not in str(error):
+            raise
+        raise ConfigError(
+            f"stage {stage}: vLLM cannot split {model} over pipeline stages: its code there wants what is on another "
+            f"stage ({one_line(str(error))}); {_INSTEAD}"
+        ) from error
 
 
 def _more_than_tokens(inner: Any, decoder: Any) -> str:
