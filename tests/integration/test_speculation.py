@@ -56,6 +56,7 @@ WITH_V2 = (
     "JSON schema",
     "regex",
 )
+WITH_RANKS = ("greedy 0", "greedy 1", "stop string", "JSON schema", "long prompt")
 needs_v2 = pytest.mark.skipif(
     compat.minor(compat.vllm_version()) not in compat_v2.SUPPORTED_VLLM,
     reason=f"V2 of vLLM {compat.vllm_version()} is refused",
@@ -94,6 +95,12 @@ def test_sixteen_at_once_give_the_same_tokens(served: Served, expected: dict[str
     assert accepted(served) > before + 10
 
 
+def test_stages_of_several_ranks_give_the_same_tokens(expected: dict[str, Any], tmp_path: Path) -> None:
+    with pipeline(tmp_path / "logs", 2, flags=SPECULATING, ranks=(2, 2)) as served:
+        assert served.answers(GREEDY, at_once=8) == {name: expected[name] for name in GREEDY}
+        assert accepted(served) > 10, "nothing was speculated"
+
+
 @needs_v2
 @pytest.mark.parametrize(
     ("method", "flags"),
@@ -128,3 +135,35 @@ def test_model_runner_v2_drafts_too_and_goes_on_after_a_loss(
         assert accepted(served) > before + MANY, "nothing was speculated after the loss"
     assert "Using V2 Model Runner" in (tmp_path / "logs" / "stage_1.log").read_text()
     assert "requests go on" in (tmp_path / "logs" / "stage_0.log").read_text(), "nothing was lost"
+
+
+@needs_v2
+@pytest.mark.parametrize(
+    ("method", "flags", "ranks"),
+    [("ngram", (), (2, 1)), ("ngram", (), (1, 2)), ("ngram_gpu", ("--async-scheduling",), (2, 2))],
+    ids=["ngram, 2 and 1", "ngram, 1 and 2", "ngram_gpu, async, 2 and 2"],
+)
+def test_stages_of_several_ranks_draft_with_model_runner_v2(
+    method: str,
+    flags: tuple[str, ...],
+    ranks: tuple[int, ...],
+    expected: dict[str, Any],
+    repeated: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """All ranks of the last stage draw and draft the same; those of the others are told of it with the step."""
+    some = {name: CASES[name] for name in WITH_RANKS} | ASKED
+    wanted = {name: expected[name] for name in WITH_RANKS} | repeated
+    flags = (*FLAGS, *flags, "--speculative-config", json.dumps({**NGRAM, "method": method}))
+    with pipeline(tmp_path / "logs", 2, flags=flags, environment=V2, ranks=ranks) as served:
+        assert served.answers(some, timeout_s=SLOW_S) == wanted
+        alone = accepted(served)
+        assert alone > MANY, "little was speculated"
+        load = Load(served, some, SLOW_S)
+        time.sleep(3.0)
+        kill(served, 1)
+        assert load.wait() == wanted
+        await_ready(served)
+        assert accepted(served) > alone + MANY
+    log = (tmp_path / "logs" / "stage_0.log").read_text()
+    assert log.count("requests go on") == 1, "another loss than the one that was made"
