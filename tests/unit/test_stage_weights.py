@@ -129,3 +129,16 @@ def test_a_missing_tensor_is_named(read_names: list[str], loaded: list[str], mis
     with pytest.raises(ConfigError, match=f"need the tensor {missing}"):
         weights.finish(model, set(loaded), quantized=False)
     assert report.parameters == 16
+
+
+@pytest.mark.parametrize("said", ["experts.routed_experts.w13_weight", "experts.w13_weight"])
+def test_experts_are_loaded_under_the_names_of_any_version(said: str) -> None:
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    model.experts.routed_experts = torch.nn.Module()
+    model.experts.routed_experts.w13_weight = torch.nn.Parameter(torch.ones(4, 2))
+    weights = StageWeights(LoadReport(LayerRange(0, 1), 1, 0))
+    weights.begin(model, [])
+    weights.finish(model, {said}, quantized=False)
+    with pytest.raises(ConfigError, match="need the tensor experts.routed_experts.w13_weight,"):
+        weights.finish(model, {"experts.w2_weight"}, quantized=False)

@@ -101,6 +101,11 @@ def can_accept_drafts() -> bool:
     return bool(HAS_TRITON)
 
 
+def loaded_names(parameter: str) -> set[str]:
+    """What `load_weights` may call a parameter that it has filled: before 0.32 experts leave `routed_experts` out."""
+    return {parameter, parameter.replace(".routed_experts.", ".", 1)}
+
+
 # ---- classes that may travel (see codec) -----------------------------------------------------------------
 
 

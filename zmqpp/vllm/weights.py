@@ -21,6 +21,7 @@ from zmqpp.checkpoint.names import EXPERT, LAYER, decoder_list, layer_lists
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
+from zmqpp.vllm import compat
 
 __all__ = [
     "LoadReport",
@@ -182,7 +183,11 @@ class StageWeights:
         report.count(parameters)
         missing = self._half_filled(model, parameters) | uneven_experts(report.names_read)
         if not quantized and loaded is not None:
-            missing |= {name for name, p in parameters.items() if name not in loaded and p.numel()}
+            missing |= {
+                name
+                for name, parameter in parameters.items()
+                if compat.loaded_names(name).isdisjoint(loaded) and parameter.numel()
+            }
         if missing:
             first = min(missing, key=_natural)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
