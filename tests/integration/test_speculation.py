@@ -18,7 +18,13 @@ from tests.integration.serving import FLAGS, Served, long_only, one_process, pip
 from tests.integration.test_runner_v2 import SLOW_S, V2
 from zmqpp.vllm import compat, compat_v2
 
-pytestmark = long_only
+pytestmark = [
+    long_only,
+    pytest.mark.skipif(
+        not compat.can_accept_drafts(),
+        reason=f"vLLM {compat.vllm_version()} cannot speculate where Triton has no driver, not even in one process",
+    ),
+]
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 SPECULATING = (*FLAGS, "--speculative-config", json.dumps(NGRAM))

@@ -14,7 +14,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: `make test` installs 
 
 from zmqpp import control
 from zmqpp.errors import MalformedError, UnsupportedError
-from zmqpp.vllm import compat_v2
+from zmqpp.vllm import compat, compat_v2
 from zmqpp.vllm.drafted import Drafted
 from zmqpp.vllm.drafts import check_method, follow_up_drafts
 from zmqpp.vllm.flights import Flights
@@ -106,6 +106,16 @@ def test_a_method_that_needs_v2_says_so_and_others_are_refused() -> None:
         check_method(SimpleNamespace(method="ngram_gpu"), "V1")
     with pytest.raises(UnsupportedError, match="'eagle' is not supported.*ngram or ngram_gpu"):
         check_method(SimpleNamespace(method="eagle"), "V2")
+
+
+def test_drafts_are_refused_where_vllm_itself_cannot_accept_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "vllm_version", lambda: "0.30.1")
+    monkeypatch.setattr("vllm.triton_utils.HAS_TRITON", False)
+    check_method(None, "V1")
+    with pytest.raises(UnsupportedError, match="vLLM 0.30.1 cannot speculate.*install 0.31 or newer"):
+        check_method(SimpleNamespace(method="ngram"), "V1")
+    monkeypatch.setattr("vllm.triton_utils.HAS_TRITON", True)
+    check_method(SimpleNamespace(method="ngram"), "V1")
 
 
 # ---- a step ----------------------------------------------------------------------------------------------

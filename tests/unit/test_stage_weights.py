@@ -140,3 +140,16 @@ def test_a_tensor_that_two_modules_share_is_there_under_either_name() -> None:
     with pytest.raises(ConfigError, match="attn.o_proj.weight, which"):
         weights.finish(model, {"shared.qkv_proj.weight"}, quantized=False)
     weights.finish(model, {"shared.qkv_proj.weight", "experts.shared.o_proj.weight"}, quantized=False)
+
+
+@pytest.mark.parametrize("said", ["experts.routed_experts.w13_weight", "experts.w13_weight"])
+def test_experts_are_loaded_under_the_names_of_any_version(said: str) -> None:
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    model.experts.routed_experts = torch.nn.Module()
+    model.experts.routed_experts.w13_weight = torch.nn.Parameter(torch.ones(4, 2))
+    weights = StageWeights(LoadReport(LayerRange(0, 1), 1, 0))
+    weights.begin(model, [])
+    weights.finish(model, {said}, quantized=False)
+    with pytest.raises(ConfigError, match="need the tensor experts.routed_experts.w13_weight,"):
+        weights.finish(model, {"experts.w2_weight"}, quantized=False)

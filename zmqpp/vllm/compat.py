@@ -93,6 +93,24 @@ def exists(symbol: str) -> bool:
     return True
 
 
+def can_accept_drafts() -> bool:
+    """Whether this vLLM compares drafts with what the model says, at temperature 0.
+
+    0.30 does so by a Triton kernel alone: its CPU platform has one in C++, and puts it where nobody looks for it.
+    Source: CPUModelRunner._postprocess_triton, rejection_sampler._rejection_greedy_sample.
+    """
+    if minor(vllm_version()) != "0.30":
+        return True
+    from vllm.triton_utils import HAS_TRITON
+
+    return bool(HAS_TRITON)
+
+
+def loaded_names(parameter: str) -> set[str]:
+    """What `load_weights` may call a parameter that it has filled: before 0.32 experts leave `routed_experts` out."""
+    return {parameter, parameter.replace(".routed_experts.", ".", 1)}
+
+
 # ---- classes that may travel (see codec) -----------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from zmqpp import control
 from zmqpp._shown import shown
 from zmqpp.errors import MalformedError, UnsupportedError
-from zmqpp.vllm import codec, plain_output
+from zmqpp.vllm import codec, compat, plain_output
 
 __all__ = [
     *("METHODS", "check_drafts", "check_method", "drafts_after", "follow_up_drafts"),
@@ -36,8 +36,15 @@ _DRAFTS = "zmqpp_drafts"
 
 
 def check_method(config: Any, runner: Literal["V1", "V2"]) -> None:
-    """Raises UnsupportedError for vLLM's SpeculativeConfig of another method; None is fine."""
-    if config is None or config.method in METHODS[runner]:
+    """Raises UnsupportedError for vLLM's SpeculativeConfig of another method, or if vLLM cannot do it; None is fine."""
+    if config is None:
+        return
+    if not compat.can_accept_drafts():
+        raise UnsupportedError(
+            f"vLLM {compat.vllm_version()} cannot speculate where Triton has no driver, as here, nor in one process: "
+            "install 0.31 or newer, or leave --speculative-config out"
+        )
+    if config.method in METHODS[runner]:
         return
     if config.method in METHODS["V2"]:
         raise UnsupportedError(

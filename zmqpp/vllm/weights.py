@@ -21,6 +21,7 @@ from zmqpp.checkpoint.names import EXPERT, LAYER, decoder_list, layer_lists
 from zmqpp.errors import ConfigError
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
+from zmqpp.vllm import compat
 
 __all__ = [
     "LoadReport",
@@ -183,7 +184,8 @@ class StageWeights:
         missing = self._half_filled(model, parameters) | uneven_experts(report.names_read)
         if not quantized and loaded is not None:
             # By identity: an expert that a layer's experts share has a name in each module that holds it.
-            filled = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in loaded}
+            every = model.named_parameters(remove_duplicate=False)
+            filled = {id(p) for name, p in every if not compat.loaded_names(name).isdisjoint(loaded)}
             missing |= {name for name, p in parameters.items() if id(p) not in filled and p.numel()}
         if missing:
             first = min(missing, key=_natural)
