@@ -126,7 +126,7 @@ void check_segment(const SegmentHead& head, std::uint64_t mapped_bytes, std::uin
   require_valid(head.slots == kSlots, "another number of slots", head.slots);
   require_valid(head.payload_offset == payload_offset(), "the payload area begins elsewhere", head.payload_offset);
   require_valid(mapped_bytes >= payload_offset() && bytes == mapped_bytes - payload_offset(),
-          "the payload area has another size than the file", bytes);
+                "the payload area has another size than the file", bytes);
 }
 
 }  // namespace zmqpp::wire
