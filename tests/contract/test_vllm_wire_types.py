@@ -27,7 +27,7 @@ from zmqpp.vllm import codec, compat
 pytestmark = pytest.mark.vllm
 
 MODULES = ("vllm.v1.kv_cache_interface", "vllm.v1.core.sched.output", "vllm.v1.outputs")
-BY_THEMSELVES = {torch.Tensor, torch.dtype, np.ndarray, Fraction, type(None), bool, int, float, str, bytes}
+BY_THEMSELVES = {torch.Tensor, torch.dtype, np.ndarray, Fraction}
 NOT_HERE = {
     "EncoderCacheManagerMetadata",  # of an encoder cache of the user's own, and those of KV and encoder transfer,
     "KVConnectorMetadata",  # which external stages refuse

@@ -8,7 +8,7 @@ from typing import Any
 from zmqpp.checkpoint.config import text_config
 from zmqpp.errors import UnsupportedError
 
-__all__ = ["NOT_PIPELINED", "check_pipelined", "why_not_pipelined"]
+__all__ = ["NOT_PIPELINED", "cannot_split", "check_pipelined", "why_not_pipelined"]
 
 # Source: the classes of vllm/model_executor/models without SupportsPP, by their names in registry.py;
 # tests/contract/test_vllm_pipelining.py compares. Draft models are left out: nobody serves one.
@@ -56,6 +56,11 @@ def why_not_pipelined(config: Mapping[str, Any]) -> str | None:
         reason = "it has an encoder and a decoder, and vLLM pipelines decoders alone"
     else:
         return None
+    return cannot_split(name, reason)
+
+
+def cannot_split(name: str, reason: str) -> str:
+    """That vLLM cannot split a model of this class, why, and what to do."""
     return f"vLLM cannot split {name} over pipeline stages: {reason}; serve it in one process, with plain `vllm serve`"
 
 

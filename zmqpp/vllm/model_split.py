@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 from zmqpp._shown import one_line
+from zmqpp.checkpoint.pipelining import cannot_split
 from zmqpp.errors import ConfigError
 
 __all__ = ["check_transformers_split", "said_in_words"]
-
-_INSTEAD = "serve it in one process, with plain `vllm serve`"
 
 _SCALE = "embedding_multiplier"
 """Of the Granite family: transformers applies it to embeddings wherever they come from."""
@@ -39,10 +38,8 @@ def check_transformers_split(model: torch.nn.Module, stage: int) -> None:
         return  # one of vLLM's own
     decoder = inner.get_decoder()
     if more := _more_than_tokens(inner, decoder):
-        raise ConfigError(
-            f"stage {stage}: vLLM cannot split {type(decoder).__name__} over pipeline stages: through its transformers "
-            f"backend every stage would {more}; {_INSTEAD}"
-        )
+        reason = f"through its transformers backend every stage would {more}"
+        raise ConfigError(f"stage {stage}: {cannot_split(type(decoder).__name__, reason)}")
 
 
 @contextmanager
@@ -57,10 +54,8 @@ def said_in_words(model: str, stage: int) -> Iterator[None]:
     except AttributeError as error:
         if "PPMissingLayer" not in str(error):
             raise
-        raise ConfigError(
-            f"stage {stage}: vLLM cannot split {model} over pipeline stages: its code there wants what is on another "
-            f"stage ({one_line(str(error))}); {_INSTEAD}"
-        ) from error
+        reason = f"its code there wants what is on another stage ({one_line(error)})"
+        raise ConfigError(f"stage {stage}: {cannot_split(model, reason)}") from error
 
 
 def _more_than_tokens(inner: Any, decoder: Any) -> str:
