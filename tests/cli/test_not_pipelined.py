@@ -15,6 +15,10 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
         {"architectures": ["BertModel"]},
         "split BertModel over pipeline stages: its class there does not",
     ),
+    "reward": (
+        {"architectures": ["Qwen2ForProcessRewardModel"]},
+        "split Qwen2ForProcessRewardModel over pipeline stages: its class there puts the reward head behind every",
+    ),
     "T5": (
         {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
         "split T5ForConditionalGeneration over pipeline stages: it has an encoder and a decoder",

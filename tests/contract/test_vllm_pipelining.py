@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqpp.checkpoint.pipelining import NOT_PIPELINED
+from zmqpp.checkpoint.pipelining import HEAD_ON_EVERY_STAGE, NOT_PIPELINED
 from zmqpp.vllm import compat
 
 found = importlib.util.find_spec("vllm")
@@ -21,7 +21,7 @@ PACKAGE = "vllm.model_executor.models"
 pytestmark = pytest.mark.vllm
 GROUPS = (
     *("_TEXT_GENERATION_MODELS", "_EMBEDDING_MODELS", "_LATE_INTERACTION_MODELS", "_MULTIMODAL_MODELS"),
-    *("_TOKEN_CLASSIFICATION_MODELS", "_SEQUENCE_CLASSIFICATION_MODELS"),
+    *("_TOKEN_CLASSIFICATION_MODELS", "_SEQUENCE_CLASSIFICATION_MODELS", "_REWARD_MODELS"),
 )
 ADAPTED = {"LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification"}
 """Classes that a function makes of another one, which the sources do not show."""
@@ -66,6 +66,31 @@ def supports_pp(module: str, name: str) -> bool:
     return False
 
 
+def goes_on_with_what_any_stage_gives(module: str, name: str) -> bool:
+    """Whether a class of `module`, or its base there, uses what its layers give without a look at what that is."""
+    tree = parsed(module)
+    for node in tree.body if tree is not None else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            methods = {method.name: method for method in node.body if isinstance(method, ast.FunctionDef)}
+            if "forward" in methods:
+                return _uses_unseen(methods["forward"])
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            return any(goes_on_with_what_any_stage_gives(module, base) for base in bases)
+    return False
+
+
+def _uses_unseen(forward: ast.FunctionDef) -> bool:
+    """`given = self.model(…)`, and then `given.to(…)`."""
+    given = {
+        ast.unparse(node.targets[0])
+        for node in ast.walk(forward)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("self.model(")
+    }
+    looked_at = "isinstance(" in ast.unparse(forward)
+    used = {ast.unparse(node.value) for node in ast.walk(forward) if isinstance(node, ast.Attribute)}
+    return bool(given & used) and not looked_at
+
+
 def _imported(module: str, node: ast.ImportFrom) -> str:
     if node.level == 0:
         return (node.module or "").removeprefix(PACKAGE).lstrip(".")
@@ -80,6 +105,13 @@ def test_the_table_holds_the_models_that_vllm_does_not_split_and_no_others() -> 
     unsplit = {name for name, place in models.items() if not supports_pp(*place)} - ADAPTED
     assert NOT_PIPELINED & models.keys() - unsplit == set(), "vLLM splits these now"
     assert unsplit - NOT_PIPELINED == set(), "vLLM does not split these"
+
+
+def test_models_whose_head_vllm_puts_behind_every_stage_are_known() -> None:
+    models = registered()
+    split = {name: place for name, place in models.items() if supports_pp(*place)}
+    found = {name for name, place in split.items() if goes_on_with_what_any_stage_gives(*place)}
+    assert found == models.keys() & HEAD_ON_EVERY_STAGE != set()
 
 
 @pytest.mark.skipif(

@@ -347,15 +347,6 @@ def test_a_directory_exported_for_another_place_is_refused(zygote: Zygote, port:
     assert_one_line(ended, "exported with total_stages 3", "--pipeline-total-stages says 2")
 
 
-def test_a_model_without_pipeline_support_is_refused(zygote: Zygote, port: int, tmp_path: Path) -> None:
-    config = {"architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
-    model = copy_model(tmp_path / "model", **config)
-    ended = zygote.run(["serve", str(model), *stage(0, 2, port), "--enforce-eager", "--max-model-len", "512"])
-    assert_one_line(
-        ended, "vLLM cannot split BertModel over pipeline stages", "does not implement SupportsPP"
-    )
-
-
 def test_ranks_that_cannot_share_the_heads_are_refused(zygote: Zygote, port: int) -> None:
     words = stage(0, 2, port, tensor_parallel_size="4")
     ended = zygote.run(["serve", str(docs_llama()), *words, *FLAGS])

@@ -8,7 +8,7 @@ from typing import Any
 from zmqpp.checkpoint.config import text_config
 from zmqpp.errors import UnsupportedError
 
-__all__ = ["NOT_PIPELINED", "cannot_split", "check_pipelined", "why_not_pipelined"]
+__all__ = ["HEAD_ON_EVERY_STAGE", "NOT_PIPELINED", "cannot_split", "check_pipelined", "why_not_pipelined"]
 
 # Source: the classes of vllm/model_executor/models without SupportsPP, by their names in registry.py;
 # tests/contract/test_vllm_pipelining.py compares. Draft models are left out: nobody serves one.
@@ -42,6 +42,11 @@ NOT_PIPELINED = frozenset(
 )
 """Architectures, as config.json has them."""
 
+HEAD_ON_EVERY_STAGE = frozenset(
+    ("InternLM2ForRewardModel", "Qwen2ForProcessRewardModel", "Qwen2ForRewardModel")
+)
+"""Their classes implement SupportsPP, but `forward` goes on with what any stage gives as if it were the last."""
+
 _OTHER_CLASS = ("--model-impl", "--hf-overrides")
 """With these vLLM may choose another class for the model, and judges by itself."""
 
@@ -52,6 +57,8 @@ def why_not_pipelined(config: Mapping[str, Any]) -> str | None:
     name = str(named[0])[:80] if isinstance(named, list) and named else "this model"
     if name in NOT_PIPELINED:
         reason = "its class there does not implement SupportsPP"
+    elif name in HEAD_ON_EVERY_STAGE:
+        reason = "its class there puts the reward head behind every stage, not behind the last one alone"
     elif text_config(dict(config)).get("is_encoder_decoder") is True:
         reason = "it has an encoder and a decoder, and vLLM pipelines decoders alone"
     else:
