@@ -23,10 +23,10 @@ check: build  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy zmqpp
 
-# A file's tests stay together, in one process; files of two at a time.
+# A file's tests stay together, in one process. Three files at a time, also on two cores: many tests wait.
 test: build  ## the whole test suite
 	@$(PYTHON) packaging/install.py --browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Each version in an environment of its own, which stays: build/vllm-0.30.
 test-vllm-matrix: build  ## the contract and integration tests over each supported vLLM; VLLM="0.30 0.31", TESTS="tests/contract"

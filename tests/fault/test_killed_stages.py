@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ import pytest
 
 from tests.integration.cases import CASES, PROMPTS, RESUMED_IN_PIECES
 from tests.integration.serving import NAME, Served, pipeline
+from tests.integration.zygote import Zygote
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.launcher import Launcher
 
@@ -29,8 +31,8 @@ BACK_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pipeline(tmp_path_factory.mktemp("recovery") / "logs", STAGES) as served:
+def served(imported: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pipeline(tmp_path_factory.mktemp("recovery") / "logs", STAGES, zygote=imported) as served:
         yield served
 
 
@@ -38,7 +40,7 @@ class Load:
     """All cases, sixteen at a time, while something happens to the pipeline."""
 
     def __init__(self, served: Served, cases: Mapping[str, Any] = CASES, back_s: float = BACK_S) -> None:
-        self._cases, self._back_s = cases, back_s
+        self._served, self._cases, self._back_s = served, cases, back_s
         self.answers: dict[str, Any] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(served,))
@@ -52,9 +54,22 @@ class Load:
 
     def wait(self) -> dict[str, Any]:
         self._thread.join(self._back_s)
-        assert not self._thread.is_alive(), "requests hang"
+        assert not self._thread.is_alive(), f"requests hang: {scene(self._served)}"
         assert self.error is None, self.error
         return self.answers
+
+
+def scene(served: Served) -> str:
+    """What a pipeline that answers nothing looks like."""
+    launcher = launcher_of(served)
+    found = [f"lost {launcher.lost_stages()}, {launcher.states}", *map(str, launcher.news)]
+    for path in sorted((served.log_dir or Path()).glob("stage_*.log*")):
+        found.append(f"---- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]))
+    try:
+        found.append(httpx.get(f"{served.url}/health", timeout=10).text)
+    except httpx.HTTPError as error:
+        found.append(f"/health: {error!r}")
+    return "\n".join(found)
 
 
 def launcher_of(served: Served) -> Launcher:

@@ -13,26 +13,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.integration.forked import Forked, fork, forked_stages
+from tests.integration.zygote import ENVIRONMENT, Zygote
 from zmqpp.layers import LayerRange
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.launcher import Launcher
 from zmqpp.pipeline.plan import ApiEndpoint, PipelinePlan
 from zmqpp.pipeline.ports import free_base_port
+from zmqpp.pipeline.process import spawn
 
 NAME = "model"
-ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-}
 FLAGS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "32"),
     *("--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", str(128 << 20), "--block-size", "32"),
@@ -104,19 +101,15 @@ def one_process(
     model: Path | None = None,
     flags: Iterable[str] = FLAGS,
     environment: Mapping[str, str] | None = None,
+    zygote: Zygote | None = None,
 ) -> Iterator[Served]:
-    """An ordinary `vllm serve` without any flag of ours."""
+    """An ordinary `vllm serve` without any flag of ours; a fork of `zygote`, if there is one."""
     port = free_base_port(1)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model or docs_llama())]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME, *flags]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT, **(environment or {})},
-            start_new_session=True,
-        )
+        start = spawn if zygote is None else partial(fork, zygote)
+        process = start(command, out.fileno(), {**os.environ, **ENVIRONMENT, **(environment or {})})
     try:
         _await_health(f"http://127.0.0.1:{port}", process, log)
         yield Served(f"http://127.0.0.1:{port}")
@@ -129,7 +122,7 @@ def one_process(
             process.wait()
 
 
-def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_health(url: str, process: Forked | subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -153,8 +146,14 @@ def pipeline(
     models: Iterable[Path] = (),
     ranks: Iterable[int] = (),
     ready_s: float = READY_S,
+    zygote: Zygote | None = None,
 ) -> Iterator[Served]:
-    """N external stages of a model, started as the documents say; `ranks`: the tensor-parallel size of each."""
+    """N external stages of a model, started as the documents say.
+
+    Args:
+        ranks: the tensor-parallel size of each.
+        zygote: what forks them; else each imports vLLM anew.
+    """
     shutil.rmtree(log_dir, ignore_errors=True)
     base = free_base_port(stages + 2)
     plan = PipelinePlan(
@@ -167,7 +166,7 @@ def pipeline(
         models=[str(path) for path in models],
         environments=[{**ENVIRONMENT, **(environment or {})}] * stages,
     )
-    with Launcher(plan, log_dir) as launcher:
+    with Launcher(plan, log_dir) as launcher, forked_stages(zygote):
         for index, size in enumerate(ranks):
             stage = launcher.stage_plans[index]
             words = (*stage.arguments, "--tensor-parallel-size", str(size))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.cases import PROMPTS
 from tests.integration.serving import FLAGS, NAME, Served, one_process, pipeline
+from tests.integration.zygote import Zygote
 
 POOLING = (*FLAGS, "--runner", "pooling", "--convert", "embed")
 TEXTS = [f"{prompt} {number}" for number in range(4) for prompt in PROMPTS]
@@ -33,14 +34,18 @@ def vectors(served: Served, times: int = 1) -> list[list[list[float]]]:
 
 
 @pytest.fixture(scope="module")
-def expected_vectors(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
-    with one_process(tmp_path_factory.mktemp("reference") / "vllm.log", flags=POOLING) as vllm:
+def expected_vectors(imported: Zygote, tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+    with one_process(
+        tmp_path_factory.mktemp("reference") / "vllm.log", flags=POOLING, zygote=imported
+    ) as vllm:
         return vectors(vllm)[0]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pipeline(tmp_path_factory.mktemp("embeddings") / "logs", 2, flags=POOLING) as served:
+def served(imported: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pipeline(
+        tmp_path_factory.mktemp("embeddings") / "logs", 2, flags=POOLING, zygote=imported
+    ) as served:
         yield served
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.cases import CASES
 from tests.integration.models import tiny_qwen3
 from tests.integration.serving import Served, one_process, pipeline
+from tests.integration.zygote import Zygote
 
 SOME = {name: CASES[name] for name in CASES if not name.startswith("greedy") or name[-1] in "0123"}
 
@@ -21,14 +22,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected_of_qwen3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    with one_process(tmp_path_factory.mktemp("reference") / "vllm.log", model) as vllm:
+def expected_of_qwen3(
+    model: Path, imported: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    log = tmp_path_factory.mktemp("reference") / "vllm.log"
+    with one_process(log, model, zygote=imported) as vllm:
         return vllm.answers(SOME)
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pipeline(tmp_path_factory.mktemp("pipeline") / "logs", 2, "0-3 3-5", model) as served:
+def served(model: Path, imported: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    logs = tmp_path_factory.mktemp("pipeline") / "logs"
+    with pipeline(logs, 2, "0-3 3-5", model, zygote=imported) as served:
         yield served
 
 

@@ -17,6 +17,7 @@ from tests.integration.cases import CASES
 from tests.integration.models import split
 from tests.integration.serving import ENVIRONMENT, long_only, pipeline
 from tests.integration.test_mistakes import stage
+from tests.integration.zygote import Zygote
 from zmqpp.models import docs_llama
 from zmqpp.pipeline.ports import free_base_port
 
@@ -132,12 +133,12 @@ def test_stage_0_from_python_gives_the_same_answers(
 
 
 def test_exported_directories_need_no_range_and_no_tokenizer(
-    expected: dict[str, Any], tmp_path: Path
+    expected: dict[str, Any], zygote: Zygote, tmp_path: Path
 ) -> None:
     folders = split(docs_llama(), tmp_path, [(0, 3), (3, 8)])
     assert (folders[0] / "tokenizer.json").exists() and not list(folders[1].glob("tokenizer*"))
     some = {name: CASES[name] for name in ("greedy 0", "greedy 1", "seeded", "long prompt")}
-    with pipeline(tmp_path / "logs", 2, models=folders) as served:
+    with pipeline(tmp_path / "logs", 2, models=folders, zygote=zygote) as served:
         assert served.answers(some) == {name: expected[name] for name in some}
     log = (tmp_path / "logs" / "stage_1.log").read_text()
     assert "stage 1: layers 3-8 of 8" in log

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.cases import CASES, PROMPTS
 from tests.integration.serving import NAME, Served, pipeline
+from tests.integration.zygote import Zygote
 
 SHAPES = {
     "2 stages, even": (2, ""),
@@ -20,9 +21,11 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES.keys())
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, imported: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     stages, ranges = request.param
-    with pipeline(tmp_path_factory.mktemp("pipeline") / "logs", stages, ranges) as served:
+    with pipeline(tmp_path_factory.mktemp("pipeline") / "logs", stages, ranges, zygote=imported) as served:
         yield served
 
 

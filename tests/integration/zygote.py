@@ -5,6 +5,7 @@ The command line goes through vLLM's real `main`: its parser, the plugin entry p
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
@@ -16,7 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.serving import ENVIRONMENT
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+"""Of every server under test."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,7 @@ class Zygote:
             "environment": dict(environment or {}),
             "log": str(log),
         }
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        self._running.append(Running(int(self._process.stdout.readline()), log))
+        self._running.append(Running(self._ask(request), log))
         return self._running[-1]
 
     def run(
@@ -65,6 +71,39 @@ class Zygote:
     ) -> Ended:
         """Fork a command line and wait for its end."""
         return self.start(arguments, environment).wait(within_s)
+
+    def adopt(self, words: Sequence[str], log: int, environment: Mapping[str, str]) -> int:
+        """Fork a command line of `vllm`, to lead a session and be this process's own child; its pid.
+
+        It is killed when this process ends.
+
+        Args:
+            words: with what `sys.orig_argv` is to be.
+            log: a descriptor, of a file.
+            environment: all of it.
+        """
+        request = {
+            "argv": ["vllm", *words[3:]],
+            "command": [*words],
+            "environment": dict(environment),
+            "log": os.readlink(f"/proc/self/fd/{log}"),
+            "parent": os.getpid(),
+        }
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            pid = self._ask(request)
+            while parent_and_session(pid) != (os.getpid(), pid):
+                time.sleep(0.001)
+        finally:
+            prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        return pid
+
+    def _ask(self, request: dict[str, object]) -> int:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
 
     def end_rest(self) -> None:
         """Kill what a failed test has left."""
@@ -123,8 +162,32 @@ def serve_requests() -> None:
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            if "parent" in request:
+                give_away(request, main, answers)
             watch(request, main)
-        print(pid, file=answers, flush=True)
+        if "parent" not in request:
+            print(pid, file=answers, flush=True)
+
+
+def parent_and_session(pid: int) -> tuple[int, int]:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1]), int(fields[3])
+
+
+def give_away(request: dict, main, answers) -> None:  # type: ignore[type-arg, no-untyped-def]
+    """In the fork: run the command in a further fork, which becomes a child of who asked when this one ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child:
+        print(child, file=answers, flush=True)
+        os._exit(0)
+    while os.getppid() != request["parent"]:
+        time.sleep(0.001)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.setsid()
+    os.environ.clear()
+    sys.orig_argv = request["command"]
+    run(request, main)
 
 
 def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def]
@@ -133,33 +196,38 @@ def watch(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
-        out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for target, source in ((0, null), (1, out), (2, out)):
-            os.dup2(source, target)
-        os.environ.update(request["environment"])
-        sys.argv = request["argv"]
-        try:
-            if sys.argv[0] == "vllm":
-                main()
-            else:
-                runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
-            os._exit(1)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        run(request, main)
     _, status = os.waitpid(child, 0)
     part = Path(f"{request['log']}.part")
     part.write_text(str(os.waitstatus_to_exitcode(status)))
     part.rename(f"{request['log']}.status")
+    os._exit(0)
+
+
+def run(request: dict, main) -> None:  # type: ignore[type-arg, no-untyped-def]
+    """Be that command, and end with it."""
+    out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, null), (1, out), (2, out)):
+        os.dup2(source, target)
+    os.environ.update(request["environment"])
+    sys.argv = request["argv"]
+    try:
+        if sys.argv[0] == "vllm":
+            main()
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)
 
 

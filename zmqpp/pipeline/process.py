@@ -19,6 +19,19 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REAP_S = 1.0
 
 
+def spawn(command: list[str], log: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process that leads a session, writes to the descriptor `log`, and is killed when this thread ends."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_die_with_parent(),
+    )
+
+
 class StageProcess:
     """Owns: the process and everything in its session, until `reap`. Thread: one, which must outlive the process,
     because the parent-death signal is sent when the *thread* that started the child ends (prctl(2)).
@@ -32,15 +45,7 @@ class StageProcess:
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Start it with its output in the log; returns its pid, which is its session's id too."""
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,
-                preexec_fn=_die_with_parent(),
-            )
+            self._process = spawn(list(command), log.fileno(), {**os.environ, **environment})
         return self._process.pid
 
     @property
