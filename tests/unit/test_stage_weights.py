@@ -153,3 +153,15 @@ def test_experts_are_loaded_under_the_names_of_any_version(said: str) -> None:
     weights.finish(model, {said}, quantized=False)
     with pytest.raises(ConfigError, match="need the tensor experts.routed_experts.w13_weight,"):
         weights.finish(model, {"experts.w2_weight"}, quantized=False)
+
+
+def test_what_a_model_makes_while_it_loads_was_not_awaited() -> None:
+    """vLLM's classifiers get a bias when they find one: in no list of what they were given."""
+    model = torch.nn.Module()
+    model.score = torch.nn.Linear(2, 3, bias=False)
+    weights = StageWeights(LoadReport(LayerRange(0, 1), 1, 0))
+    weights.begin(model, [])
+    model.score.bias = torch.nn.Parameter(torch.ones(3))
+    weights.finish(model, {"score.weight"}, quantized=False)
+    with pytest.raises(ConfigError, match="need the tensor score.weight,"):
+        weights.finish(model, set(), quantized=False)

@@ -130,6 +130,7 @@ class StageWeights:
     def begin(self, model: torch.nn.Module, missing_prefixes: list[str]) -> None:
         """Called before the first tensor is read; `missing_prefixes` are modules on other stages, `lm_head.`."""
         self._missing = tuple(missing_prefixes)
+        self._declared = {name for name, _ in model.named_parameters()}
         self._started = time.perf_counter()
 
     def read(self, files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -186,7 +187,9 @@ class StageWeights:
             # By identity: an expert that a layer's experts share has a name in each module that holds it.
             every = model.named_parameters(remove_duplicate=False)
             filled = {id(p) for name, p in every if not compat.loaded_names(name).isdisjoint(loaded)}
-            missing |= {name for name, p in parameters.items() if id(p) not in filled and p.numel()}
+            # What a model makes while it loads, such as the bias of a classifier, it makes of what it has read.
+            declared = {name: p for name, p in parameters.items() if name in self._declared and p.numel()}
+            missing |= {name for name, p in declared.items() if id(p) not in filled}
         if missing:
             first = min(missing, key=_natural)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

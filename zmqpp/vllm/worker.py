@@ -6,6 +6,7 @@ import copy
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat, plain_output
 from zmqpp.vllm.calls import WARM_UP
+from zmqpp.vllm.classifier import is_made_of_head, load_without, with_head
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.model_split import check_transformers_split, said_in_words
 from zmqpp.vllm.plain_step import PlainStep
@@ -120,19 +122,24 @@ class StageWorker:
         module: Any = importlib.import_module("vllm.model_executor.model_loader.default_loader")
         loader = module.DefaultModelLoader
         original = loader.load_weights
-        weights, stage = StageWeights(self.report), self.stage
+        weights, stage, is_last = StageWeights(self.report), self.stage, self.group.is_last_rank
 
         def load_weights(self: Any, model: torch.nn.Module, model_config: Any) -> None:
             from vllm.model_executor.models.utils import get_pp_missing_layer_names
 
             check_transformers_split(model, stage)
-            weights.begin(model, get_pp_missing_layer_names(model))
+            elsewhere = get_pp_missing_layer_names(model)
+            derived = is_made_of_head(model, model_config)
+            weights.begin(
+                model, with_head(elsewhere, model_config, stage) if derived and is_last else elsewhere
+            )
             module.safetensors_weights_iterator = lambda files, *_, **__: weights.read(files)
             module.multi_thread_safetensors_weights_iterator = module.safetensors_weights_iterator
             inner = model.load_weights
+            load = partial(load_without, model_config, inner) if derived and not is_last else inner
 
             def watched(iterator: Any) -> Any:
-                loaded = inner(iterator)
+                loaded = load(iterator)
                 weights.finish(model, loaded, quantized=model_config.quantization is not None)
                 return loaded
 
