@@ -181,7 +181,8 @@ class Place:
         if self._hello is not None:
             lost.session, lost.epoch = self._hello.session, self._hello.epoch
         try:
-            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
+            # It may wait for a next place that is still to come: a word without a taker would break the half it is in.
+            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=self._patience_s)
         except ZmqppError:
             pass  # The next place is gone too, and the one behind it says so.
         return None
