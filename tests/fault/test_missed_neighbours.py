@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,47 @@ def test_a_loss_that_nobody_can_be_told_of_yet_does_not_break_the_way_to_who_com
             again.join()
             for sender in back:
                 sender.close()
+
+
+def test_a_next_place_that_comes_and_is_gone_while_it_is_greeted_is_awaited_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Link(bind=ANY_PORT, connect=None, config=FAST) as first:
+        where = str(first.bound)
+        options = StageOptions(1, 3, "15550", prev_stage_service_addr=where.removeprefix("tcp://"))
+        with Link(bind=ANY_PORT, connect=where, relay=Relay.FORWARD, config=FAST) as link:
+            place, send, losses = Place(options, link, 60.0), link.send_control, 0
+            first.send_control(control.encode(HELLO), route=Route.NOTICE)
+            assert place.next(lambda: None) == HELLO
+            place.pass_on(HELLO)
+
+            def lose_next() -> None:
+                with Link(bind=None, connect=link.bound, config=FAST) as next_one:
+                    next_one.wait_peers(5)
+                deadline = time.monotonic() + 5
+                while link.next_error() is None and time.monotonic() < deadline:
+                    time.sleep(0.002)
+
+            def send_too_late(*args: Any, **named: Any) -> None:
+                nonlocal losses
+                losses += 1
+                if losses == 1:
+                    lose_next()
+                send(*args, **named)
+
+            lose_next()
+            monkeypatch.setattr(link, "send_control", send_too_late)
+            again = threading.Timer(
+                1.0, lambda: first.send_control(control.encode(HELLO), route=Route.NOTICE)
+            )
+            again.start()
+            try:
+                assert place.rejoin(20.0, lambda line: None) == HELLO
+            finally:
+                again.join()
+            assert losses == 2 and link.next_error() is None
+            with Link(bind=None, connect=link.bound, config=FAST) as later:
+                assert control.decode(later.recv_control(5).body) == HELLO
 
 
 def _greeting(where: str) -> Link:

@@ -193,10 +193,13 @@ class Place:
             return
         self.link.reopen_send()
         self._owes_hello = True
-        if self._hello is not None:
-            self.pass_on(self._hello)
-        if self._hello_reply is not None:
-            self.reply(self._hello_reply)
+        try:
+            if self._hello is not None:
+                self.pass_on(self._hello)
+            if self._hello_reply is not None:
+                self.reply(self._hello_reply)
+        except PeerLostError:
+            pass  # Whoever came has gone again already: the next look finds that.
 
     def pass_on(self, hello: control.Hello) -> None:
         """Repeat stage 0's latest word to the next place, where the link could not do so by itself."""
