@@ -39,7 +39,15 @@ std::size_t pinned_chunks(const Options& options) {
 struct Link::Next : public Onward {
   explicit Next(const Link& link) : link_(link) {}
 
-  bool relay(Outgoing item) override { return link_.sender()->relay(std::move(item)); }
+  std::optional<Error> relay(Outgoing item) override {
+    const std::shared_ptr<Sender> half = link_.sender();  // all the way: another one may take its place meanwhile
+    if (half->relay(std::move(item))) return std::nullopt;
+    const Error full(Code::kResource, "relay",
+                     std::to_string(kMaxRelays) + " control messages wait to be passed on to " + link_.options_.next +
+                         ", which takes none");
+    half->fail(full);
+    return full;
+  }
   bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) override {
     try {
       return link_.sender()->try_control(mark, body, size);
@@ -47,8 +55,6 @@ struct Link::Next : public Onward {
       return false;  // that half has failed, and relay finds it so
     }
   }
-  bool failed() const override { return link_.sender()->error().has_value(); }
-  void fail(const Error& error) override { link_.sender()->fail(error); }
 
  private:
   const Link& link_;

@@ -367,12 +367,7 @@ void Receiver::relay(const wire::Head& head, net::Message& frame) {
   item.epoch = head.epoch;
   item.frame = std::move(copy.frame);
   item.held_bytes = copy.held_bytes;
-  if (onward_->relay(std::move(item)) || onward_->failed()) return;  // a failed sending half reports itself
-  const Error full(Code::kResource, "relay",
-                   std::to_string(kMaxRelays) + " control messages wait to be passed on to " + options_.next +
-                       ", which takes none");
-  onward_->fail(full);
-  throw full;
+  if (const std::optional<Error> full = onward_->relay(std::move(item))) throw *full;
 }
 
 std::string Receiver::who() const { return options_.previous + " (sender at " + options_.connect + ")"; }

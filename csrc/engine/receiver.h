@@ -34,9 +34,9 @@ class Onward {
  public:
   virtual ~Onward() = default;
   virtual bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size) = 0;  // false: relay
-  virtual bool relay(Outgoing item) = 0;  // false: there is no room, or the half has failed
-  virtual bool failed() const = 0;
-  virtual void fail(const Error& error) = 0;
+  // What a half that has failed is given is lost, and it reports itself; the half may be replaced meanwhile. An error: it
+  // had no room, and has failed now.
+  virtual std::optional<Error> relay(Outgoing item) = 0;
 };
 
 class Receiver : public Source {

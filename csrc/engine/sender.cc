@@ -146,9 +146,10 @@ bool Sender::relay(Outgoing item) {
   if (send_now(item)) return true;
   {
     const std::lock_guard lock(mutex_);
-    if (error_ || closing_ || relays_ >= kMaxRelays) {
+    const bool is_over = error_ || closing_;
+    if (is_over || relays_ >= kMaxRelays) {
       budget_.release(item.held_bytes, 1);
-      return false;
+      return is_over;
     }
     ++relays_;
     count_socket(item);

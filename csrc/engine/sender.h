@@ -50,7 +50,7 @@ class Sender {
   bool try_control(const ControlMark& mark, const std::uint8_t* body, std::size_t size);
   void use_device(device::Device& device);  // pins the segment, unless payload is known not to take it
   void push(Outgoing item);   // the caller acquired its budget
-  bool relay(Outgoing item);  // false: kMaxRelays are waiting, or this half has failed
+  bool relay(Outgoing item);  // false: kMaxRelays are waiting. Once this half has failed it is lost like what waits here
   bool wait_peer(const Deadline& deadline);  // and for the choice of its lane. false: the deadline passed
   bool peer_connected() const;
   Lane lane() const;

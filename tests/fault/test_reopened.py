@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from zmqpp.errors import ConfigError, PeerLostError, RecvTimeout
+from zmqpp.errors import ConfigError, PeerLostError, RecvTimeout, ResourceError
 from zmqpp.transport import Link, Relay, Route
 
 SOON_S = 5.0
@@ -133,3 +134,31 @@ def test_a_place_in_the_middle_relays_past_a_half_that_is_replaced() -> None:
             with Link(bind=None, connect=middle.bound) as after:
                 assert after.recv_control(SOON_S).body == middle.recv_control(SOON_S).body == b"2"
             assert middle.previous_error() is None
+
+
+def test_no_message_that_is_passed_on_breaks_the_half_that_just_takes_the_place_of_another() -> None:
+    with Link(bind="127.0.0.1:0", connect=None) as before:
+        with Link(bind="127.0.0.1:0", connect=before.bound, relay=Relay.FORWARD) as middle:
+            over = threading.Event()
+
+            def go_on(act: Callable[[], object]) -> None:
+                with contextlib.suppress(PeerLostError, ResourceError):  # said below
+                    while not over.is_set():
+                        act()
+
+            acts = (
+                lambda: before.send_control(b"on", route=Route.REQUEST),
+                lambda: middle.recv_control(SOON_S),
+            )
+            threads = [threading.Thread(target=go_on, args=(act,)) for act in acts]
+            for thread in threads:
+                thread.start()
+            try:
+                for _ in range(200):
+                    middle.reopen_send()
+                    assert middle.next_error() is None and middle.previous_error() is None
+                before.send_control(b"the last one", route=Route.REQUEST)
+            finally:
+                over.set()
+                for thread in threads:
+                    thread.join()

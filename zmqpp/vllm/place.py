@@ -181,7 +181,8 @@ class Place:
         if self._hello is not None:
             lost.session, lost.epoch = self._hello.session, self._hello.epoch
         try:
-            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
+            # It may wait for a next place that is still to come: a word without a taker would break the half it is in.
+            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=self._patience_s)
         except ZmqppError:
             pass  # The next place is gone too, and the one behind it says so.
         return None
@@ -192,10 +193,13 @@ class Place:
             return
         self.link.reopen_send()
         self._owes_hello = True
-        if self._hello is not None:
-            self.pass_on(self._hello)
-        if self._hello_reply is not None:
-            self.reply(self._hello_reply)
+        try:
+            if self._hello is not None:
+                self.pass_on(self._hello)
+            if self._hello_reply is not None:
+                self.reply(self._hello_reply)
+        except PeerLostError:
+            pass  # Whoever came has gone again already: the next look finds that.
 
     def pass_on(self, hello: control.Hello) -> None:
         """Repeat stage 0's latest word to the next place, where the link could not do so by itself."""
