@@ -72,6 +72,10 @@ def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
         return Request("r", prompt, sampling, None, arrival_time=0.0)
 
     admission.check(asked([1, 2, 49], extra_args={"a": {"b": [1.5, None]}}, top_k=1 << 40))
+    admission.check(asked([1], logit_bias={5: float("-inf"), 6: float("inf"), 7: float("nan")}))
+    whole = asked([1], min_tokens=1 << 60, max_tokens=1 << 61)
+    admission.check(whole)
+    assert whole.sampling_params is not None and whole.sampling_params.min_tokens == 100
     for wrong in (asked([50]), asked([1] * 101), asked([1], allowed_token_ids=[50])):
         with pytest.raises(MalformedError):
             admission.check(wrong)
@@ -105,6 +109,9 @@ WRONG = {
     "no sampling parameters": _set(f"{NEW}.sampling_params", {"n": 1}),
     "a temperature that is none": _set(f"{NEW}.sampling_params.temperature", "hot"),
     "an endless temperature": _set(f"{NEW}.sampling_params.temperature", float("inf")),
+    "a penalty without end": _set(f"{NEW}.sampling_params.presence_penalty", float("-inf")),
+    "a repetition penalty that is no number": _set(f"{NEW}.sampling_params.repetition_penalty", float("nan")),
+    "a temperature that is no number": _set(f"{NEW}.sampling_params.temperature", float("nan")),
     "more logprobs than tokens": _set(f"{NEW}.sampling_params.prompt_logprobs", 1 << 40),
     "a bias for a token that there is not": _set(f"{NEW}.sampling_params.logit_bias", {50: 1.0}),
     "a seed beyond 64 bits": _set(f"{NEW}.sampling_params.seed", 1 << 64),

@@ -36,5 +36,9 @@ class Admission:
 
     def check(self, request: Any) -> None:
         """Raises ZmqppError: vLLM's Request cannot be computed by stages; with what of it."""
+        sampling = request.sampling_params
+        if sampling is not None:
+            # More tokens than a request can have mean all of them; stages count them in 32 bits.
+            sampling.min_tokens = min(sampling.min_tokens, self._limits.length)
         begun = [NewRequestData.from_request(request, ())]
         check_restored(codec.decode(codec.encode(begun)), [[]], self._limits)

@@ -6,6 +6,7 @@ processes they are checked first. Costs what the step's new requests and blocks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
@@ -165,10 +166,12 @@ def _check_parameters(request: NewRequestData, limits: StepLimits) -> None:
     seed = sampling.seed
     require(seed is None or -(1 << 63) <= seed < 1 << 64, "a seed", seed)
     require(
-        sampling.temperature >= 0 and 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1,
+        0 <= sampling.temperature < math.inf and 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1,
         "chances",
         sampling,
     )
+    penalties = (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty)
+    require(all(map(math.isfinite, penalties)), "penalties", penalties)
     require(sampling.top_k >= -1, "top_k", sampling.top_k)  # beyond the vocabulary vLLM takes all of it
     require(sampling.repetition_penalty > 0, "a repetition penalty", sampling.repetition_penalty)
     require(0 <= sampling.min_tokens < 1 << 31, "tokens at least", sampling.min_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +16,7 @@ _Test = Callable[[Any], bool]
 def wrong_field(value: Any) -> str | None:
     """The name of the first field of `value` that is of another type than declared; None where all are right.
 
-    A float may be an int and must be finite; what a declaration says in words of its own is not looked into.
+    A float may be an int; what a declaration says in words of its own is not looked into.
     """
     for name, test in _tests_of(type(value)):
         if not test(getattr(value, name)):
@@ -52,7 +51,7 @@ def _test_of(hint: Any) -> _Test:
         key, item = map(_test_of, inner)
         return lambda value: type(value) is dict and all(key(k) and item(v) for k, v in value.items())
     if hint is float:
-        return lambda value: type(value) in (float, int) and math.isfinite(value)
+        return lambda value: type(value) in (float, int)
     if hint in (int, str, bool, bytes):
         return lambda value: type(value) is hint
     if hint in (type(None), None):
