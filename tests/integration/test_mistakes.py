@@ -122,6 +122,16 @@ FLAG_MISTAKES: dict[str, tuple[int, dict[str, str | None], tuple[str, ...]]] = {
         {"decode_context_parallel_size": "2"},
         ("--decode-context-parallel-size 2 is not supported",),
     ),
+    "a connector": (
+        0,
+        {"kv_transfer_config": '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'},
+        ("connectors are not supported with external stages",),
+    ),
+    "weights from a trainer": (
+        0,
+        {"weight_transfer_config": '{"backend": "nccl"}'},
+        ("--weight-transfer-config is not supported with external stages",),
+    ),
     "port not a number": (1, {"pipeline_local_bind_port": "http"}, ("--pipeline-local-bind-port", "http")),
     "port too high": (1, {"pipeline_local_bind_port": "70000"}, ("70000",)),
     "address without port": (

@@ -36,14 +36,28 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     config = create()
     check_runner(config, engine_args)
     check_method(config.speculative_config, runner_of(config))
-    if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
-        raise UnsupportedError(
-            "KV and encoder cache connectors are not supported with external stages yet: leave them out"
-        )
+    check_transfers(config)
     check_ranks(config, engine_args.tensor_parallel_size)
     # This process drives the devices of one stage; otherwise vLLM expects N x TP of them here.
     config.parallel_config.world_size = engine_args.tensor_parallel_size
     return config
+
+
+def check_transfers(config: Any) -> None:
+    """Refuse what would move caches or weights past the ring of stages.
+
+    Raises:
+        UnsupportedError: what, and what to do.
+    """
+    if config.kv_transfer_config is not None or config.ec_transfer_config is not None:
+        raise UnsupportedError(
+            "KV and encoder cache connectors are not supported with external stages yet: leave them out"
+        )
+    if config.weight_transfer_config is not None:
+        raise UnsupportedError(
+            "--weight-transfer-config is not supported with external stages: leave it out, and start the pipeline "
+            "anew for other weights"
+        )
 
 
 def check_ranks(config: Any, ranks: int) -> None:
