@@ -13,7 +13,7 @@ from pathlib import Path
 from zmqpp.errors import LaunchError
 from zmqpp.pipeline.session import kill_session, session_members, signal_process
 
-__all__ = ["StageProcess", "ended_by_signal", "killed_by", "told_as_launch_error"]
+__all__ = ["StageProcess", "ended_by_signal", "killed_by", "spawn", "told_as_launch_error"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REAP_S = 1.0
