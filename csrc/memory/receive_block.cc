@@ -2,14 +2,15 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "base/align.h"
 #include "base/error.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr std::size_t kMappedFrom = 64u << 10;     // larger ones are mapped, smaller ones come from malloc
 constexpr std::size_t kSmallest = 256;
 constexpr std::size_t kCacheLimit = 512u << 20;
+constexpr std::uint64_t kNever = ~std::uint64_t{0};
 std::atomic<std::uint64_t> allocations{0};
 
 [[noreturn]] void no_memory(std::size_t size) {
@@ -34,33 +36,35 @@ void to_system(std::uint8_t* bytes, std::size_t capacity) {
   }
 }
 
+struct Kept {
+  std::uint8_t* bytes;
+  std::uint64_t since;  // counts what was kept
+};
+
+// What nobody used for longest goes first, so that blocks of sizes that come no more do not keep out those that do.
 class Cache {
  public:
   std::uint8_t* take(std::size_t capacity) {
     const std::lock_guard lock(mutex_);
     const auto found = free_.find(capacity);
     if (found == free_.end() || found->second.empty()) return nullptr;
-    std::uint8_t* bytes = found->second.back();
+    std::uint8_t* bytes = found->second.back().bytes;
     found->second.pop_back();
     held_ -= capacity;
     return bytes;
   }
 
-  bool keep(std::uint8_t* bytes, std::size_t capacity) {
+  void keep(std::uint8_t* bytes, std::size_t capacity) {
+    if (capacity > kCacheLimit) return to_system(bytes, capacity);
     const std::lock_guard lock(mutex_);
-    if (held_ + capacity > kCacheLimit) return false;
-    free_[capacity].push_back(bytes);
+    while (held_ + capacity > kCacheLimit) drop_oldest();
+    free_[capacity].push_back({bytes, ++kept_});
     held_ += capacity;
-    return true;
   }
 
   void drop() {
     const std::lock_guard lock(mutex_);
-    for (auto& [capacity, blocks] : free_) {
-      for (std::uint8_t* bytes : blocks) to_system(bytes, capacity);
-    }
-    free_.clear();
-    held_ = 0;
+    while (held_ > 0) drop_oldest();
   }
 
   std::size_t held() {
@@ -69,9 +73,19 @@ class Cache {
   }
 
  private:
+  void drop_oldest() {  // there is one
+    const auto since = [](const auto& entry) { return entry.second.empty() ? kNever : entry.second.front().since; };
+    const auto older = [&](const auto& a, const auto& b) { return since(a) < since(b); };
+    const auto oldest = std::min_element(free_.begin(), free_.end(), older);
+    to_system(oldest->second.front().bytes, oldest->first);
+    held_ -= oldest->first;
+    oldest->second.pop_front();
+  }
+
   std::mutex mutex_;
-  std::map<std::size_t, std::vector<std::uint8_t*>> free_;
+  std::map<std::size_t, std::deque<Kept>> free_;  // by size class, the oldest in front
   std::size_t held_ = 0;
+  std::uint64_t kept_ = 0;
 };
 
 // Never destroyed: a tensor may die after static destructors ran.
@@ -120,8 +134,8 @@ std::shared_ptr<ReceiveBlock> ReceiveBlock::lent(std::shared_ptr<Lender> lender,
 ReceiveBlock::~ReceiveBlock() {
   if (lender_) {
     lender_->take_back(lease_, size_);
-  } else if (!cache().keep(bytes_, capacity_)) {
-    to_system(bytes_, capacity_);
+  } else {
+    cache().keep(bytes_, capacity_);
   }
 }
 

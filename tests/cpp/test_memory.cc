@@ -147,6 +147,29 @@ TEST(cache_of_blocks_has_a_limit_and_can_be_dropped) {
   CHECK_EQUAL(cached_receive_bytes(), 0u);
 }
 
+TEST(a_full_cache_takes_blocks_of_other_sizes_in_the_place_of_those_unused_for_longest) {
+  drop_cached_receive_blocks();
+  std::vector<std::shared_ptr<ReceiveBlock>> held;
+  for (int i = 0; i < 16; ++i) held.push_back(ReceiveBlock::make(32 * kMib));  // all there is room for
+  held.clear();
+  CHECK_EQUAL(cached_receive_bytes(), 512 * kMib);
+  for (const std::size_t size : {std::size_t{1000}, kMib, 100 * kMib}) {
+    ReceiveBlock::make(size);
+    const std::uint64_t allocations = receive_allocations();
+    ReceiveBlock::make(size);
+    CHECK_EQUAL(receive_allocations(), allocations);
+    CHECK(cached_receive_bytes() <= 512 * kMib);
+  }
+  CHECK(cached_receive_bytes() > 384 * kMib);
+  const std::uint64_t allocations = receive_allocations();
+  ReceiveBlock::make(32 * kMib);  // those that are left are of use
+  CHECK_EQUAL(receive_allocations(), allocations);
+  ReceiveBlock::make(600 * kMib);  // never kept, and nothing goes for it
+  CHECK(cached_receive_bytes() > 384 * kMib);
+  drop_cached_receive_blocks();
+  CHECK_EQUAL(cached_receive_bytes(), 0u);
+}
+
 TEST(blocks_may_be_made_and_dropped_by_any_thread) {
   std::vector<std::thread> threads;
   for (int id = 0; id < 4; ++id) {

@@ -71,6 +71,20 @@ def test_step_costs_one_copy_a_side_on_the_socket_and_one_in_all_through_shared_
     assert cost == expected(lane, [tensor.nbytes for tensor in sent.values()])
 
 
+def test_memory_kept_for_sizes_that_come_no_more_gives_way(ends: tuple[str, Link, Link]) -> None:
+    _, sender, receiver = ends
+    kept = [_engine.make_block(32 * MIB) for _ in range(16)]  # all that is kept, and never touched
+    kept.clear()
+    sent = {"t": torch.randn(200, 1024)}
+    for _ in range(8):
+        move(sender, receiver, sent)
+    before = _engine.receive_allocations()
+    for _ in range(STEPS):
+        move(sender, receiver, sent)
+    assert _engine.receive_allocations() == before
+    _engine.drop_cached_receive_blocks()
+
+
 def move(sender: Link, receiver: Link, sent: dict[str, torch.Tensor]) -> None:
     ticket = sender.isend_dict(sent)
     got = receiver.recv_dict()
