@@ -239,7 +239,7 @@ class RecvTicket:
         try:
             if self._done():
                 return False
-            self._link._engine.cancel_dict(self._ticket)
+            self._ticket.cancel()
             self._error = RecvTimeout("receive: this ticket was cancelled", op="receive")
             return True
         finally:
@@ -248,7 +248,7 @@ class RecvTicket:
     def __del__(self) -> None:
         # A forgotten place would swallow a dict, and the memory it is allowed to take.
         if hasattr(self, "_error") and not self._done():
-            self._link._engine.cancel_dict(self._ticket)
+            self._ticket.cancel()
 
     def _done(self) -> bool:
         return self._values is not None or self._error is not None
@@ -264,12 +264,12 @@ class RecvTicket:
         if self._done():
             return True
         if not self._link._takes_to_cuda():
-            return bool(self._link._engine.is_dict_ready(self._ticket))
+            return bool(self._ticket.is_ready())
         return self._can_take() and not self._link._is_captured() and self._take(0)
 
     def _can_take(self) -> bool:
         """Whether `_take` would not block: a thread that waits for it takes it itself."""
-        return self._done() or (not self._lock.locked() and self._link._engine.is_dict_ready(self._ticket))
+        return self._done() or (not self._lock.locked() and self._ticket.is_ready())
 
     def _take(self, timeout_s: float) -> bool:
         """Have the dict, or the error it makes; False: it is not there yet."""
@@ -279,7 +279,7 @@ class RecvTicket:
         try:
             if not self._done():
                 self._link._check_capture()
-                got = self._link._engine.wait_dict(self._ticket, max(0, until - time.monotonic()))
+                got = self._ticket.wait(max(0, until - time.monotonic()))
                 if got is None:
                     return False
                 self._keep(got)

@@ -201,14 +201,37 @@ py::object recv_control(Link& link, double timeout_s) {
   return py::make_tuple(body, static_cast<int>(control->route), control->tag, control->epoch);
 }
 
-py::object wait_dict(Link& link, const engine::RecvTicketPtr& ticket, double timeout_s) {
+// A ticket counts in the inbox it was posted in, also when the link has another one by now.
+struct PostedReceive {
+  std::shared_ptr<Link> link;  // whose statistics the inbox writes
+  std::shared_ptr<engine::Inbox> inbox;
+  engine::RecvTicketPtr ticket;
+};
+
+PostedReceive post_dict(const std::shared_ptr<Link>& link) {
+  std::shared_ptr<engine::Inbox> inbox = link->inbox();
+  engine::RecvTicketPtr ticket = inbox->post();
+  return {link, std::move(inbox), std::move(ticket)};
+}
+
+py::object wait_dict(const PostedReceive& posted, double timeout_s) {
+  posted.link->inbox();  // not after a fork
   std::optional<engine::Dict> dict;
-  const std::shared_ptr<engine::Inbox> inbox = link.inbox();
   const bool came = wait_in_slices(Deadline::after(timeout_s), [&](const Deadline& slice) {
-    dict = inbox->wait(ticket, slice);
+    dict = posted.inbox->wait(posted.ticket, slice);
     return dict.has_value();
   });
   return came ? as_tuple(*dict) : py::none();
+}
+
+bool is_dict_ready(const PostedReceive& posted) {
+  posted.link->inbox();
+  return posted.inbox->is_ready(posted.ticket);
+}
+
+void cancel_dict(const PostedReceive& posted) {
+  posted.link->inbox();
+  posted.inbox->cancel(posted.ticket);
 }
 
 void wait_peers(Link& link, double timeout_s) {
@@ -233,7 +256,10 @@ void raise_if(const std::optional<Error>& error) {
 }  // namespace
 
 void register_link(py::module_& m) {
-  py::class_<engine::RecvTicket, engine::RecvTicketPtr>(m, "RecvTicket");
+  py::class_<PostedReceive>(m, "RecvTicket")
+      .def("wait", &wait_dict)
+      .def("is_ready", &is_dict_ready)
+      .def("cancel", &cancel_dict);
   py::class_<Link, std::shared_ptr<Link>>(m, "Link")
       .def(py::init([](const py::dict& options) { return engine::open_link(read_options(options)); }))
       .def("bound", &Link::bound)
@@ -245,10 +271,7 @@ void register_link(py::module_& m) {
       .def("send_device_dict", &send_device_dict)
       .def("recv_dict", &recv_dict)
       .def("recv_control", &recv_control)
-      .def("post_dict", [](Link& link) { return link.inbox()->post(); })
-      .def("is_dict_ready", [](Link& link, const engine::RecvTicketPtr& t) { return link.inbox()->is_ready(t); })
-      .def("wait_dict", &wait_dict)
-      .def("cancel_dict", [](Link& link, const engine::RecvTicketPtr& t) { link.inbox()->cancel(t); })
+      .def("post_dict", &post_dict)
       .def("wait_peers", &wait_peers)
       .def("receive_trouble", &Link::receive_trouble)
       .def("reopen_send", [](Link& link, double timeout_s) { link.reopen_send(Deadline::after(timeout_s)); },

@@ -155,6 +155,7 @@ void Link::reopen_receive() {
   const std::lock_guard lock(closing_);
   if (closed_) throw Error(Code::kClosed, "reopen", "this link was closed");
   const std::shared_ptr<Receiving> old = receiving();
+  old->inbox.fail(Error(Code::kPeerLost, "receive", "this half of the link was opened anew meanwhile"));
   old->receiver.close();
   old->inbox.detach();
   sweep_arrivals();

@@ -75,6 +75,37 @@ def test_who_waits_in_the_half_that_is_replaced_hears_of_it() -> None:
         assert not waiting.is_alive() and len(heard) == 1
 
 
+@pytest.mark.parametrize("given_up", ["waited for", "cancelled", "forgotten"])
+@pytest.mark.parametrize("lane", ["tcp", "shm"])
+def test_a_ticket_of_the_half_that_was_replaced_leaves_the_new_one_alone(lane: str, given_up: str) -> None:
+    with (
+        Link(bind="127.0.0.1:0", connect=None, lane=lane) as sender,
+        Link(bind=None, connect=sender.bound, lane=lane) as receiver,
+    ):
+        filled, after = receiver.irecv_dict(), receiver.irecv_dict()
+        sender.send_dict({"old": torch.zeros(5000)})
+        deadline = time.monotonic() + SOON_S
+        while not filled.is_completed():
+            assert time.monotonic() < deadline
+        sender.reopen_send()
+        receiver.reopen_receive()
+        if given_up == "waited for":
+            assert list(filled.wait(0)) == ["old"], "what came before is not lost"
+        elif given_up == "cancelled":
+            assert filled.cancel()
+        else:
+            del filled
+        for turn in range(3):
+            sender.send_dict({"new": torch.full((3000,), turn)})
+            assert receiver.recv_dict(timeout_s=SOON_S)["new"][0] == turn
+        assert after.is_completed()
+        if given_up == "waited for":
+            with pytest.raises(PeerLostError, match="lost|opened anew"):
+                after.wait(SOON_S)
+        else:
+            assert list(after.wait(SOON_S)) == ["old"], "it takes the place of the one in front"
+
+
 def test_a_half_that_was_not_asked_for_cannot_be_reopened() -> None:
     with Link(bind="127.0.0.1:0", connect=None) as sender:
         with pytest.raises(ConfigError, match="opened without `connect`"):
