@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMPAT = ROOT / "zmqpp" / "vllm" / "compat.py"
 TESTS = ("tests/contract", "tests/integration")
+AT_A_TIME = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]  # as `make test`
 _END_S = 120.0
 
 
@@ -72,7 +73,7 @@ def run(version: str, tests: list[str]) -> Row:
         return Row(version, 0, 0, 0, time.monotonic() - started, "could not be installed")
     report.unlink(missing_ok=True)
     started = time.monotonic()
-    command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junit-xml={report}", *tests]
+    command = [str(venv / "bin" / "python"), "-m", "pytest", *AT_A_TIME, f"--junit-xml={report}", *tests]
     code = call(command)
     return read(version, report, code, time.monotonic() - started)
 
