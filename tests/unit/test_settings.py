@@ -24,6 +24,10 @@ class Arguments:
     use_fp64_gumbel: bool = False
     lora_target_modules: list[str] | None = None
     skip_tokenizer_init: bool = False
+    quantization_config: Any = None
+    reasoning_config: Any = None
+    reasoning_parser: str = ""
+    reasoning_parser_plugin: str = ""
 
 
 STAGE_0: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 512}
@@ -72,6 +76,37 @@ def test_how_the_last_stage_samples_and_builds_comes_from_stage_0() -> None:
     assert (adopted.use_fp64_gumbel, adopted.model_impl) == (True, "transformers")
     with pytest.raises(ConfigError, match="started with --model-impl vllm, stage 0 runs with transformers"):
         settings.adopt(Arguments(model_impl="vllm"), {"model_impl": "transformers"}, 1)
+
+
+def test_weights_are_quantised_alike_unless_a_stage_says_otherwise() -> None:
+    settings_0 = {"quantization": "online", "quantization_config": "linear=int8"}
+    alike = settings.adopt(Arguments(quantization_config="linear=int8"), told(settings_0), 1)
+    assert alike.quantization == "online"
+    with pytest.raises(ConfigError, match="would quantise its weights by nothing, stage 0 does by"):
+        settings.adopt(Arguments(), told(settings_0), 1)
+    assert settings.adopt(Arguments(quantization="awq"), told(settings_0), 1).quantization == "awq"
+
+
+def told(words: dict[str, Any]) -> dict[str, Any]:
+    return {**words, "quantization_config": repr(words["quantization_config"])}
+
+
+@pytest.mark.vllm
+def test_the_tokens_of_thinking_come_from_stage_0_whose_parser_is_not_asked_for_again() -> None:
+    from vllm.config.reasoning import ReasoningConfig
+
+    from zmqpp.vllm import reasoning
+
+    config = ReasoningConfig(reasoning_start_str="<think>", reasoning_end_str="</think>")
+    assert reasoning.words(config) is None, "it was not made ready"
+    ids = {name: [number, 7] for number, name in enumerate(reasoning._IDS)}
+    for name in reasoning._IDS:
+        setattr(config, "_" + name, ids[name])
+    config._enabled = True
+    mine = Arguments(reasoning_parser="qwen3", reasoning_config={"reasoning_start_str": "<a>"})
+    adopted = settings.adopt(mine, {"reasoning_config": reasoning.words(config)}, 1)
+    assert adopted.reasoning_parser == "" and adopted.reasoning_config.reasoning_start_token_ids == [0, 7]
+    assert settings.adopt(mine, {}, 1).reasoning_config is None
 
 
 @pytest.mark.vllm

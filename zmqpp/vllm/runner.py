@@ -22,6 +22,7 @@ from zmqpp.vllm.accepted import AcceptedDrafts
 from zmqpp.vllm.generators import make_rewindable
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.pp_handler import replace_pp_handler
+from zmqpp.vllm.thinking import keep_thinking
 
 __all__ = ["RunnerV1", "RunnerV2", "runner_for"]
 
@@ -57,7 +58,9 @@ class RunnerV1:
         return known
 
     def install(self) -> None:
-        """Before the worker is built: replace what is not ours to wait for."""
+        """Before the worker is built: replace what is not ours to wait for, or does not know of several batches."""
+        if self._group.is_last_rank:
+            keep_thinking()
 
     def prepare(self) -> None:
         """After the model is loaded: what vLLM leaves to steps that some platforms skip."""

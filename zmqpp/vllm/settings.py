@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmqpp.errors import ConfigError
+from zmqpp.vllm import reasoning
 from zmqpp.vllm.drafts import speculation
 
 _GETTERS: dict[str, Callable[[Any], Any]] = {
@@ -15,6 +16,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "seed": lambda c: c.model_config.seed,
     "max_model_len": lambda c: c.model_config.max_model_len,
     "quantization": lambda c: c.model_config.quantization,
+    "quantization_config": lambda c: _form(c.model_config),
     "enforce_eager": lambda c: c.model_config.enforce_eager,
     "max_logprobs": lambda c: c.model_config.max_logprobs,
     "logprobs_mode": lambda c: c.model_config.logprobs_mode,
@@ -27,6 +29,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "return_sampling_mask": lambda c: c.model_config.return_sampling_mask,
     "language_model_only": lambda c: getattr(c.model_config.multimodal_config, "language_model_only", None),
     "watermark_config": lambda c: _watermark(c.watermark_config),
+    reasoning.NAME: lambda c: reasoning.words(c.reasoning_config),
     "runner": lambda c: c.model_config.runner,
     "convert": lambda c: c.model_config.convert,
     "enable_prompt_embeds": lambda c: c.model_config.enable_prompt_embeds,
@@ -98,6 +101,12 @@ def _watermark(config: Any) -> list[str]:
     return [repr(WatermarkConfig(**config) if isinstance(config, dict) else config)] if config else []
 
 
+def _form(arguments: Any) -> str | None:
+    """How weights are quantised while they are loaded, in words: vLLM's own object cannot be sent."""
+    form = getattr(arguments, "quantization_config", None)
+    return repr(form) if form else None
+
+
 def shared_settings(vllm_config: Any) -> dict[str, Any]:
     """Stage 0's resolved settings, by EngineArgs field; plain values only."""
     values = {field: get(vllm_config) for field, get in _GETTERS.items()}
@@ -111,6 +120,8 @@ def _plain(value: Any) -> Any:
 
 _OWN = ("dtype", "quantization")
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
+_TOLD = (reasoning.NAME, "quantization_config")
+"""What is sent in a form that is not vLLM's own."""
 _GIVEN: dict[str, Callable[[Any], list[str]]] = {"logits_processors": _names, "watermark_config": _watermark}
 """What every stage is given itself, and the same: names of code, which no stage imports at another's word, and a key,
 which is not for the wire. Here in the words in which they are compared."""
@@ -129,6 +140,8 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
             raise ConfigError(
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
+        if name in _TOLD:
+            continue
         mine, default = getattr(engine_args, name), _default_of(fields[name])
         if name in _GIVEN:
             _check_given(name, _GIVEN[name](mine), theirs, stage)
@@ -139,14 +152,19 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
             _check_agrees(name, mine, default, theirs, stage)
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
-    known = {name: value for name, value in settings.items() if name not in own}
+    known = {name: value for name, value in settings.items() if name not in own and name not in _TOLD}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
     if "pooler_config" in known:
         from vllm.config import PoolerConfig
 
         known["pooler_config"] = PoolerConfig(**known["pooler_config"])
-    return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
+    if reasoning.NAME in fields:
+        known |= reasoning.given(settings.get(reasoning.NAME))
+    adopted = dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
+    if "quantization" not in own:
+        _check_form(_form(adopted), settings.get("quantization_config"), stage)
+    return adopted
 
 
 def own_forms(config: Any, settings: dict[str, Any]) -> list[str]:
@@ -178,6 +196,14 @@ def _check_given(name: str, mine: list[str], theirs: list[str], stage: int) -> N
         f"stage {stage} was started with {_words(flag, mine)}, stage 0 with {_words(flag, theirs)}: "
         f"give every stage the same (code and keys are not taken from another stage)"
     )
+
+
+def _check_form(mine: str | None, theirs: str | None, stage: int) -> None:
+    if theirs is not None and mine != theirs:
+        raise ConfigError(
+            f"stage {stage} would quantise its weights by {mine or 'nothing'}, stage 0 does by {theirs}: "
+            f"give both the same --quantization-config, or stage {stage} a --quantization of its own"
+        )
 
 
 def _words(flag: str, names: list[str]) -> str:

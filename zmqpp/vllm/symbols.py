@@ -38,6 +38,9 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.engine:EngineCoreRequestType": "the same",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "forgets and restores requests",
     "vllm.v1.core.sched.output:GrammarOutput": "a step's grammar mask",
+    "vllm.config.reasoning:ReasoningConfig": "which tokens begin and end thinking",
+    "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.sync_batch": "forgets none that comes back",
+    "vllm.v1.worker.gpu_input_batch:maybe_create_thinking_budget_state_holder": "replaced: makes ours",
     # worker
     "vllm.v1.worker.worker_base:WorkerWrapperBase": "holds the stage's worker",
     "vllm.v1.worker.gpu_worker:init_worker_distributed_environment": "replaced: torch's world is this stage alone",

@@ -96,7 +96,8 @@ def _configure(
         identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
     else:
         # This stage's own config.json says how its weights are to be read.
-        settings.pop("quantization", None)
+        for name in ("quantization", "quantization_config"):
+            settings.pop(name, None)
     adopt_runner(hello.runner, options.stage_idx)
     adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
