@@ -25,6 +25,8 @@ class Arguments:
     lora_target_modules: list[str] | None = None
     skip_tokenizer_init: bool = False
     quantization_config: Any = None
+    optimization_level: Any = 2
+    speculative_config: dict[str, Any] | None = None
     reasoning_config: Any = None
     reasoning_parser: str = ""
     reasoning_parser_plugin: str = ""
@@ -50,6 +52,21 @@ def test_all_else_must_agree() -> None:
         ConfigError, match="stage 1 was started with --max-model-len 256, stage 0 runs with 512"
     ):
         settings.adopt(Arguments(max_model_len=256), STAGE_0, 1)
+
+
+def test_what_vllm_made_something_else_of_agrees_when_the_flags_did() -> None:
+    speculative = {"method": "ngram", "num_speculative_tokens": 3}
+    first = Arguments(max_model_len=-1, optimization_level="0", speculative_config=speculative)
+    whole = {**speculative, "prompt_lookup_min": 3}
+    made = {"max_model_len": 512, "optimization_level": 0, "speculative_config": whole}
+    told = {**made, settings.ASKED: settings.asked(first)}
+    adopted = settings.adopt(dataclasses.replace(first), told, 1)
+    assert (adopted.max_model_len, adopted.speculative_config) == (512, whole)
+    assert settings.adopt(Arguments(), told, 1).max_model_len == 512
+    with pytest.raises(ConfigError, match="started with --max-model-len 256, stage 0 runs with 512"):
+        settings.adopt(Arguments(max_model_len=256), told, 1)
+    with pytest.raises(ConfigError, match="started with --max-model-len -1, stage 0 runs with 512"):
+        settings.adopt(Arguments(max_model_len=-1), made, 1)
 
 
 def test_adapters_apply_to_the_same_modules_everywhere() -> None:

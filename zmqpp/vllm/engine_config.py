@@ -10,6 +10,7 @@ from zmqpp.vllm import compat
 from zmqpp.vllm.drafts import check_method
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.runner_choice import check_runner, prefer_runner, runner_of
+from zmqpp.vllm.settings import ASKED, asked
 from zmqpp.vllm.start_checks import check_keys
 
 
@@ -30,6 +31,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
     compat.check_vllm()
     compat.check_engine_flags(engine_args, "options")
     prefer_runner()
+    engine_args.additional_config = {**engine_args.additional_config, ASKED: asked(engine_args)}
     engine_args.pipeline_parallel_size = options.total_stages
     # The class, not its name: vLLM's check for pipeline support reads the attribute.
     engine_args.distributed_executor_backend = ExternalStageExecutor

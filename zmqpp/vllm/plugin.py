@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 _MARK = "_zmqpp"
+_plain_serve: Any = None
+"""vLLM's own, once it is wrapped."""
 
 
 def register() -> None:
@@ -40,14 +42,16 @@ def _wrap_flags(engine_args: Any) -> None:
 
 
 def _wrap_serve(subcommand: Any) -> None:
-    plain = subcommand.cmd
+    global _plain_serve
+    _plain_serve = subcommand.cmd
+    subcommand.cmd = staticmethod(serve)
 
-    def cmd(args: Any) -> None:
-        from zmqpp.vllm.serve import serve
 
-        serve(plain, args)
+def serve(args: Any) -> None:
+    """`vllm serve`. By name in this module: vLLM keeps it in `args`, and pickles those for several API servers."""
+    from zmqpp.vllm import serve as stages
 
-    subcommand.cmd = staticmethod(cmd)
+    stages.serve(_plain_serve, args)
 
 
 def _wrap_config(engine_args: Any) -> None:

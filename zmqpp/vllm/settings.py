@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -108,9 +109,19 @@ def _form(arguments: Any) -> str | None:
 
 
 def shared_settings(vllm_config: Any) -> dict[str, Any]:
-    """Stage 0's resolved settings, by EngineArgs field; plain values only."""
+    """Stage 0's resolved settings, by EngineArgs field, and under `ASKED` what its flags said; plain values only."""
     values = {field: get(vllm_config) for field, get in _GETTERS.items()}
+    values[ASKED] = (vllm_config.additional_config or {}).get(ASKED)
     return {field: _plain(value) for field, value in values.items() if value is not None}
+
+
+def asked(engine_args: Any) -> dict[str, Any]:
+    """For `ASKED`: what flags said before vLLM made something else of it, such as a length of -1."""
+    fields = {field.name: _default_of(field) for field in dataclasses.fields(engine_args)}
+    names = fields.keys() & _GETTERS.keys() - {*_TOLD, *_GIVEN, "pooler_config"}
+    given = {name: getattr(engine_args, name) for name in sorted(names)}
+    said = {name: value for name, value in given.items() if value is not None and value != fields[name]}
+    return copy.deepcopy({name: _plain(value) for name, value in said.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -118,8 +129,11 @@ def _plain(value: Any) -> Any:
     return value if plain else getattr(value, "value", str(value))
 
 
+ASKED = "zmqpp_asked"
 _OWN = ("dtype", "quantization")
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
+_SHORTHANDS = ("spec_method", "spec_model", "spec_tokens")
+"""Of `speculative_config`, which comes whole."""
 _TOLD = (reasoning.NAME, "quantization_config")
 """What is sent in a form that is not vLLM's own."""
 _GIVEN: dict[str, Callable[[Any], list[str]]] = {"logits_processors": _names, "watermark_config": _watermark}
@@ -135,6 +149,8 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
             sent a setting this stage's vLLM does not have.
     """
     fields, own = {field.name: field for field in dataclasses.fields(engine_args)}, set()
+    settings = dict(settings)
+    flags = settings.pop(ASKED, {})
     for name, theirs in settings.items():
         if name not in fields or name not in _GETTERS:
             raise ConfigError(
@@ -149,7 +165,8 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
         elif name == "pooler_config":
             _check_agrees(name, {**theirs, **_changed(mine)}, theirs, theirs, stage)
         elif name not in _OWN:
-            _check_agrees(name, mine, default, theirs, stage)
+            if name not in flags or not _same(name, mine, flags[name]):
+                _check_agrees(name, mine, default, theirs, stage)
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
     known = {name: value for name, value in settings.items() if name not in own and name not in _TOLD}
@@ -159,6 +176,7 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
         from vllm.config import PoolerConfig
 
         known["pooler_config"] = PoolerConfig(**known["pooler_config"])
+    known |= {name: None for name in _SHORTHANDS if name in fields}
     if reasoning.NAME in fields:
         known |= reasoning.given(settings.get(reasoning.NAME))
     adopted = dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
