@@ -27,7 +27,8 @@ _ON_STAGE_0 = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 )
 # vLLM reads them for embeddings: how vectors are pooled (stage 0 says so to all), and what follows (on the last stage).
-_SENTENCES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json")
+MODULES = "modules.json"
+_SENTENCES = ("sentence_*_config.json", "config_sentence_transformers.json")
 _OF_A_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -44,17 +45,20 @@ def companions(checkpoint: Checkpoint, stage: int) -> dict[str, Path]:
         for path in sorted(checkpoint.folder.glob(pattern)):
             if path.is_file() and path.suffix not in _WEIGHTS:
                 found[str(path.relative_to(checkpoint.folder))] = path
-    return found | _sentence_modules(checkpoint.folder)
+    modules = sentence_modules(checkpoint.folder)
+    for pattern in _SENTENCES if modules else ():
+        modules |= {path.name: path for path in sorted(checkpoint.folder.glob(pattern))}
+    return found | modules
 
 
-def _sentence_modules(folder: Path) -> dict[str, Path]:
-    """What sentence-transformers has beside the model: its list of modules, and a folder for each."""
+def sentence_modules(folder: Path) -> dict[str, Path]:
+    """What sentence-transformers has beside the model: its list of modules, and a folder for each; path -> file."""
     try:
-        modules = json.loads((folder / "modules.json").read_bytes())
+        modules = json.loads((folder / MODULES).read_bytes())
         named = [module["path"] for module in modules]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    paths = [path for pattern in _SENTENCES for path in sorted(folder.glob(pattern))]
+    paths = [folder / MODULES]
     for name in named:
         if isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name:
             paths += [folder / name / file for file in _OF_A_MODULE]

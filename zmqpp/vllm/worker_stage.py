@@ -97,6 +97,7 @@ def _configure(
     else:
         # This stage's own config.json says how its weights are to be read.
         settings.pop("quantization", None)
+    identity.check_same_modules(engine_args.model, hello.weights, options.stage_idx)
     adopt_runner(hello.runner, options.stage_idx)
     adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
