@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ class Arguments:
 
     dtype: str = "auto"
     quantization: str | None = None
+    quantization_config: Any = None
     max_model_len: int | None = None
     logits_processors: list[str] | None = None
     watermark_config: dict[str, Any] | None = None
@@ -39,6 +41,30 @@ def test_a_stage_keeps_its_own_dtype_and_quantization() -> None:
     mine = Arguments(dtype="float32", quantization="awq")
     adopted = settings.adopt(mine, {**STAGE_0, "quantization": "fp8"}, 1)
     assert (adopted.dtype, adopted.quantization, adopted.max_model_len) == ("float32", "awq", 512)
+
+
+@pytest.mark.vllm
+def test_how_weights_are_quantised_at_load_is_said_to_stage_0_alone() -> None:
+    from vllm.config.quantization import resolve_quantization_config
+
+    def told(quantization: str | None, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        made = resolve_quantization_config(quantization, given)
+        model = SimpleNamespace(quantization=quantization, quantization_config=made)
+        said = settings._made_at_load(model)
+        assert said is None or resolve_quantization_config(quantization, said) == made
+        return said
+
+    assert told(None, None) is None and told("fp8_per_tensor", None) is None
+    said = told("online", {"linear": "fp8_per_channel", "ignore": ["lm_head"]})
+    assert said == {"linear": {"weight": "fp8_per_channel_static"}, "ignore": ["lm_head"]}
+    assert told("online", {"targets": {"*.mlp.*": "fp8_per_tensor"}}) is not None
+    theirs = {"quantization": "online", "quantization_config": said}
+    adopted = settings.adopt(Arguments(), theirs, 1)
+    assert (adopted.quantization, adopted.quantization_config) == ("online", said)
+    own = settings.adopt(Arguments(quantization="fp8"), theirs, 1)
+    assert (own.quantization, own.quantization_config) == ("fp8", None)
+    own = settings.adopt(Arguments(quantization_config={"linear": "fp8_per_tensor"}), theirs, 1)
+    assert (own.quantization, own.quantization_config) == (None, {"linear": "fp8_per_tensor"})
 
 
 def test_all_else_must_agree() -> None:

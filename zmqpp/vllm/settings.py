@@ -15,6 +15,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "seed": lambda c: c.model_config.seed,
     "max_model_len": lambda c: c.model_config.max_model_len,
     "quantization": lambda c: c.model_config.quantization,
+    "quantization_config": lambda c: _made_at_load(c.model_config),
     "enforce_eager": lambda c: c.model_config.enforce_eager,
     "max_logprobs": lambda c: c.model_config.max_logprobs,
     "logprobs_mode": lambda c: c.model_config.logprobs_mode,
@@ -85,6 +86,21 @@ def _changed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in _pooler(config).items() if value != defaults.get(name)}
 
 
+def _made_at_load(model_config: Any) -> dict[str, Any] | None:
+    """`--quantization-config` in words, where it says more than `--quantization` alone."""
+    from vllm.config.quantization import QUANT_KEY_NAMES, resolve_quantization_config
+
+    given = model_config.quantization_config
+    if given is None or given == resolve_quantization_config(model_config.quantization, None):
+        return None
+    words = {key: name for name, key in QUANT_KEY_NAMES.items()}
+    said: dict[str, Any] = {"ignore": list(given.ignore), "targets": given.targets}
+    for kind in ("linear", "moe"):
+        spec = getattr(given, kind)
+        said[kind] = spec and {name: words[getattr(spec, name)] for name in _SIDES if getattr(spec, name)}
+    return {name: value for name, value in said.items() if value}
+
+
 def _names(kinds: Any) -> list[str]:
     return [
         kind if isinstance(kind, str) else f"{kind.__module__}:{kind.__qualname__}" for kind in kinds or ()
@@ -109,7 +125,10 @@ def _plain(value: Any) -> Any:
     return value if plain else getattr(value, "value", str(value))
 
 
-_OWN = ("dtype", "quantization")
+QUANTISING = ("quantization", "quantization_config")
+"""They belong together: with one of its own, a stage takes neither from stage 0."""
+_SIDES = ("weight", "activation")
+_OWN = ("dtype", *QUANTISING)
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
 _GIVEN: dict[str, Callable[[Any], list[str]]] = {"logits_processors": _names, "watermark_config": _watermark}
 """What every stage is given itself, and the same: names of code, which no stage imports at another's word, and a key,
@@ -139,6 +158,7 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
             _check_agrees(name, mine, default, theirs, stage)
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
+    own.update(QUANTISING if own & {*QUANTISING} else ())
     known = {name: value for name, value in settings.items() if name not in own}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])

@@ -16,6 +16,8 @@ SYMBOLS: dict[str, str] = {
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": "pipeline options become a vLLM config here",
     "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args": "a worker stage's settings",
     "vllm.v1.engine.exceptions:EngineDeadError": "carries the lost stage to the HTTP client",
+    "vllm.config.quantization:QUANT_KEY_NAMES": "the words of --quantization-config",
+    "vllm.config.quantization:resolve_quantization_config": "what --quantization alone would mean",
     # executor
     "vllm.v1.executor.abstract:Executor.collective_rpc": "overridden by ours",
     "vllm.v1.executor.abstract:Executor.execute_model": "overridden by ours",
