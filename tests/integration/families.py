@@ -47,7 +47,9 @@ FAMILIES: dict[str, Architecture] = {
     "FlexOlmo": Architecture("FlexOlmoConfig", "FlexOlmoForCausalLM", _EXPERTS),
     "Gemma": Architecture("GemmaConfig", "GemmaForCausalLM", _HEAD),
     "GLM": Architecture("GlmConfig", "GlmForCausalLM", _HEAD),
-    "GLM 4 MoE": Architecture("Glm4MoeConfig", "Glm4MoeForCausalLM", {**_HEAD, **_ROUTED, **_GROUPS}),
+    "GLM 4 MoE": Architecture(
+        "Glm4MoeConfig", "Glm4MoeForCausalLM", {**_HEAD, **_ROUTED, **_GROUPS, "first_k_dense_replace": 0}
+    ),
     "gpt-oss": Architecture("GptOssConfig", "GptOssForCausalLM", {**_HEAD, **_LOCAL, "sliding_window": 64}),
     "GPT-J": Architecture("GPTJConfig", "GPTJForCausalLM", {**_GPT, "rotary_dim": 16}, sizes=False),
     "GPT-NeoX": Architecture(
@@ -82,7 +84,6 @@ FAMILIES: dict[str, Architecture] = {
         {"ffn_dim": 256, "word_embed_proj_dim": 64, "do_layer_norm_before": False},
     ),
     "Persimmon": Architecture("PersimmonConfig", "PersimmonForCausalLM"),
-    "Phi MoE": Architecture("PhimoeConfig", "PhimoeForCausalLM", _LOCAL),
     "Seed-OSS": Architecture("SeedOssConfig", "SeedOssForCausalLM", _HEAD),
     "SmolLM 3": Architecture("SmolLM3Config", "SmolLM3ForCausalLM"),
     "Starcoder 2": Architecture("Starcoder2Config", "Starcoder2ForCausalLM"),

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from zmqpp.layers import LayerRange
+from zmqpp.vllm.model_split import said_in_words
 from zmqpp.vllm.weights import LoadReport, check_directory
 from zmqpp.vllm.worker import PARTITION_VARIABLE, StageWorker, partition
 
@@ -58,7 +59,8 @@ class Loading:
         with set_current_vllm_config(config), set_default_torch_dtype(dtype):
             self._begin(config, rank, len(ranges))
             self._take_part(folder, rank, ranges)
-            model = initialize_model(vllm_config=config, model_config=config.model_config)
+            with said_in_words(config.model_config.architecture, rank):
+                model = initialize_model(vllm_config=config, model_config=config.model_config)
             loader = self._module.DefaultModelLoader(config.load_config)
             loader.load_weights(model, config.model_config)
         self._models.append(model)
