@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,16 @@ def test_how_vectors_are_pooled_is_said_to_stage_0_alone(zygote: Zygote, tmp_pat
     expected = one_process(zygote, tmp_path, model, **dict(means))
     assert expected.answers != one_process(zygote, tmp_path, model, **dict(asked)).answers
     assert_close(stages(zygote, tmp_path, [model, model], **dict(means)), expected, width)
+
+
+def test_a_model_that_attends_both_ways_has_no_kv_cache(zygote: Zygote, tmp_path: Path) -> None:
+    """The scheduler hands out no blocks for it."""
+    model = Architecture("LlamaConfig", "LlamaModel").write(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"architectures": ["LlamaBidirectionalModel"], "pooling": "avg"}
+    (model / "config.json").write_text(json.dumps(config))
+    settings: dict[str, Any] = {"pool": ["embed", TEXTS], "runner": "pooling", "max_num_batched_tokens": 512}
+    expected = one_process(zygote, tmp_path, model, **dict(settings))
+    assert_close(stages(zygote, tmp_path, [model, model], **dict(settings)), expected, 128)
+    folders = split(model, tmp_path / "split", [(0, 3), (3, LAYERS)])
+    assert_close(stages(zygote, tmp_path, folders, **dict(settings)), expected, 128)

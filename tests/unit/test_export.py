@@ -132,6 +132,26 @@ def test_a_model_that_sees_has_its_processor_on_every_stage(tmp_path: Path) -> N
         assert {"tokenizer.json", "preprocessor_config.json"} <= set(contents(folder))
 
 
+def test_what_vectors_go_through_behind_the_model_is_on_every_stage(tmp_path: Path) -> None:
+    model = qwen(tmp_path / "m")
+    modules = [{"path": path} for path in ("", "1_Pooling", "2_Dense", "../secret", 3)]
+    beside = {"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
+    beside |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
+    for name in beside | {"2_Dense/notes.txt", "onnx/config.json", "../secret/config.json"}:
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(name)
+    (model / "modules.json").write_text(json.dumps(modules))
+    for _ in range(2):  # the second run finds all of it
+        assert export(model, tmp_path / "out", "--num-stages", "2") == 0
+    for folder in stages(tmp_path / "out"):
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert beside <= found and found & {"2_Dense/notes.txt", "onnx/config.json"} == set()
+        assert (folder / "2_Dense/model.safetensors").read_text() == "2_Dense/model.safetensors"
+    (stages(tmp_path / "out")[1] / "1_Pooling/config.json").write_text("other")
+    assert export(model, tmp_path / "out", "--num-stages", "2") == 0
+    assert (stages(tmp_path / "out")[1] / "1_Pooling/config.json").read_text() == "1_Pooling/config.json"
+
+
 def test_a_model_of_links_as_the_hub_keeps_them_becomes_real_files(tmp_path: Path) -> None:
     model, linked = qwen(tmp_path / "blobs"), tmp_path / "snapshot"
     linked.mkdir()

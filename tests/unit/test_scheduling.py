@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.core.sched.output import CachedRequestData
 
 from tests.unit.real_scheduler import add_requests, answer_step, make_scheduler
-from zmqpp.vllm import plain_step
+from zmqpp.vllm import plain_step, scheduling
 from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.scheduling import adapt_scheduler
 
@@ -61,3 +62,17 @@ def test_model_runner_v2_keeps_them() -> None:
     before = scheduler.prev_step_scheduled_req_ids
     adapt_scheduler(scheduler, _config(use_v2_model_runner=True), 1)
     assert scheduler.prev_step_scheduled_req_ids is before
+
+
+class WithoutBlocks:
+    """A scheduler as far as this is about it: one request runs, one comes back."""
+
+    def _make_cached_request_data(self) -> CachedRequestData:
+        return CachedRequestData(["runs", "back"], {"back"}, [], {}, [None, None], [0, 0], [0, 0])
+
+
+def test_requests_of_a_model_without_a_kv_cache_go_on_without_blocks() -> None:
+    scheduler = WithoutBlocks()
+    for _ in range(2):
+        scheduling._resume_without_blocks(scheduler)
+    assert scheduler._make_cached_request_data().new_block_ids == [None, ()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ class Arguments:
 
     dtype: str = "auto"
     quantization: str | None = None
+    quantization_config: Any = None
     max_model_len: int | None = None
     logits_processors: list[str] | None = None
     watermark_config: dict[str, Any] | None = None
@@ -24,7 +26,6 @@ class Arguments:
     use_fp64_gumbel: bool = False
     lora_target_modules: list[str] | None = None
     skip_tokenizer_init: bool = False
-    quantization_config: Any = None
     optimization_level: Any = 2
     speculative_config: dict[str, Any] | None = None
     reasoning_config: Any = None
@@ -45,6 +46,30 @@ def test_a_stage_keeps_its_own_dtype_and_quantization() -> None:
     mine = Arguments(dtype="float32", quantization="awq")
     adopted = settings.adopt(mine, {**STAGE_0, "quantization": "fp8"}, 1)
     assert (adopted.dtype, adopted.quantization, adopted.max_model_len) == ("float32", "awq", 512)
+
+
+@pytest.mark.vllm
+def test_how_weights_are_quantised_at_load_is_said_to_stage_0_alone() -> None:
+    from vllm.config.quantization import resolve_quantization_config
+
+    def told(quantization: str | None, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        made = resolve_quantization_config(quantization, given)
+        model = SimpleNamespace(quantization=quantization, quantization_config=made)
+        said = settings._made_at_load(model)
+        assert said is None or resolve_quantization_config(quantization, said) == made
+        return said
+
+    assert told(None, None) is None and told("fp8_per_tensor", None) is None
+    said = told("online", {"linear": "fp8_per_channel", "ignore": ["lm_head"]})
+    assert said == {"linear": {"weight": "fp8_per_channel_static"}, "ignore": ["lm_head"]}
+    assert told("online", {"targets": {"*.mlp.*": "fp8_per_tensor"}}) is not None
+    theirs = {"quantization": "online", "quantization_config": said}
+    adopted = settings.adopt(Arguments(), theirs, 1)
+    assert (adopted.quantization, adopted.quantization_config) == ("online", said)
+    own = settings.adopt(Arguments(quantization="fp8"), theirs, 1)
+    assert (own.quantization, own.quantization_config) == ("fp8", None)
+    own = settings.adopt(Arguments(quantization_config={"linear": "fp8_per_tensor"}), theirs, 1)
+    assert (own.quantization, own.quantization_config) == (None, {"linear": "fp8_per_tensor"})
 
 
 def test_all_else_must_agree() -> None:
@@ -93,19 +118,6 @@ def test_how_the_last_stage_samples_and_builds_comes_from_stage_0() -> None:
     assert (adopted.use_fp64_gumbel, adopted.model_impl) == (True, "transformers")
     with pytest.raises(ConfigError, match="started with --model-impl vllm, stage 0 runs with transformers"):
         settings.adopt(Arguments(model_impl="vllm"), {"model_impl": "transformers"}, 1)
-
-
-def test_weights_are_quantised_alike_unless_a_stage_says_otherwise() -> None:
-    settings_0 = {"quantization": "online", "quantization_config": "linear=int8"}
-    alike = settings.adopt(Arguments(quantization_config="linear=int8"), told(settings_0), 1)
-    assert alike.quantization == "online"
-    with pytest.raises(ConfigError, match="would quantise its weights by nothing, stage 0 does by"):
-        settings.adopt(Arguments(), told(settings_0), 1)
-    assert settings.adopt(Arguments(quantization="awq"), told(settings_0), 1).quantization == "awq"
-
-
-def told(words: dict[str, Any]) -> dict[str, Any]:
-    return {**words, "quantization_config": repr(words["quantization_config"])}
 
 
 @pytest.mark.vllm

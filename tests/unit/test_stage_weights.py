@@ -155,6 +155,21 @@ def test_experts_are_loaded_under_the_names_of_any_version(said: str) -> None:
         weights.finish(model, {"experts.w2_weight"}, quantized=False)
 
 
+def test_what_vllm_leaves_out_of_what_was_read_is_not_missed() -> None:
+    """In Laguna's experts, in one process too; what the directory does not have is missed there as well."""
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    model.experts.routed_experts = torch.nn.Module()
+    model.experts.routed_experts.correction_bias = torch.nn.Parameter(torch.zeros(4))
+    report = LoadReport(LayerRange(0, 1), 1, 0)
+    weights = StageWeights(report)
+    weights.begin(model, [])
+    with pytest.raises(ConfigError, match="need the tensor experts.routed_experts.correction_bias,"):
+        weights.finish(model, set(), quantized=False)
+    report.names_read.add("experts.correction_bias")
+    weights.finish(model, set(), quantized=False)
+
+
 def test_what_a_model_makes_while_it_loads_was_not_awaited() -> None:
     """vLLM's classifiers get a bias when they find one: in no list of what they were given."""
     model = torch.nn.Module()

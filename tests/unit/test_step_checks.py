@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.kv_cache_interface import (
+    EncoderOnlyAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+)
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.answers import Answers
-from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_output, check_restored, check_step
+from zmqpp.vllm.step_checks import (
+    StepLimits,
+    check_grammar,
+    check_output,
+    check_restored,
+    check_step,
+    groups_with_blocks,
+)
 from zmqpp.vllm.worker_methods import may_be_called
 
 pytestmark = pytest.mark.vllm
@@ -48,6 +63,21 @@ def step() -> SchedulerOutput:
     right.scheduled_cached_reqs = CachedRequestData(["old"], set(), [[7]], {}, [([4],)], [12], [3])
     right.num_scheduled_tokens, right.total_num_scheduled_tokens = {"new": 3, "old": 1}, TOKENS
     return right
+
+
+def test_layers_that_see_the_whole_prompt_have_no_blocks() -> None:
+    """As of a Llama that is made to attend both ways; vLLM's runner has a group for them, its scheduler none."""
+    shape: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    encoder = KVCacheGroupSpec(["layer"], EncoderOnlyAttentionSpec(**shape))
+    blocks = KVCacheGroupSpec(["layer"], FullAttentionSpec(**shape))
+    found = [
+        groups_with_blocks(KVCacheConfig(1, [], groups)) for groups in ([encoder], [blocks, encoder], [])
+    ]
+    assert found == [0, 1, 0]
+    without = step()
+    without.scheduled_new_reqs = [request(block_ids=())]
+    without.scheduled_cached_reqs = CachedRequestData(["old"], set(), [[7]], {}, [None], [12], [3])
+    check_step(without, TOKENS, {"old"}, replace(LIMITS, groups=0))
 
 
 def test_a_step_that_fits_and_one_that_says_only_what_ended_are_taken() -> None:

@@ -26,6 +26,10 @@ _ON_STAGE_0 = (
     *("*.model", "*.tiktoken", "tekken.json", "chat_template*", "*.jinja", "additional_chat_templates/*"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 )
+# vLLM reads them for embeddings: how vectors are pooled (stage 0 says so to all), and what follows (on the last stage).
+MODULES = "modules.json"
+_SENTENCES = ("sentence_*_config.json", "config_sentence_transformers.json")
+_OF_A_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -41,7 +45,24 @@ def companions(checkpoint: Checkpoint, stage: int) -> dict[str, Path]:
         for path in sorted(checkpoint.folder.glob(pattern)):
             if path.is_file() and path.suffix not in _WEIGHTS:
                 found[str(path.relative_to(checkpoint.folder))] = path
-    return found
+    modules = sentence_modules(checkpoint.folder)
+    for pattern in _SENTENCES if modules else ():
+        modules |= {path.name: path for path in sorted(checkpoint.folder.glob(pattern))}
+    return found | modules
+
+
+def sentence_modules(folder: Path) -> dict[str, Path]:
+    """What sentence-transformers has beside the model: its list of modules, and a folder for each; path -> file."""
+    try:
+        modules = json.loads((folder / MODULES).read_bytes())
+        named = [module["path"] for module in modules]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    paths = [folder / MODULES]
+    for name in named:
+        if isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name:
+            paths += [folder / name / file for file in _OF_A_MODULE]
+    return {str(path.relative_to(folder)): path for path in paths if path.is_file()}
 
 
 def stage_config(checkpoint: Checkpoint, ranges: list[LayerRange], stage: int) -> bytes:

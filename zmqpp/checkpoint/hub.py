@@ -9,6 +9,7 @@ from zmqpp.errors import ConfigError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PATTERNS = ["*.safetensors", "*.json", "*.py", "*.model", "*.txt", "*.tiktoken", "*.jinja", "LICENSE*"]
+_PATTERNS += ["*_Dense/pytorch_model.bin"]  # of sentence-transformers, which vLLM reads either way
 _UNNEEDED = ["original/*", "onnx/*", "consolidated*"]
 
 

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import re
 from collections import UserDict
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,6 +110,14 @@ def can_accept_drafts() -> bool:
 def loaded_names(parameter: str) -> set[str]:
     """What `load_weights` may call a parameter that it has filled: before 0.32 experts leave `routed_experts` out."""
     return {parameter, parameter.replace(".routed_experts.", ".", 1)}
+
+
+def left_out(parameter: str, read: Collection[str]) -> bool:
+    """Whether vLLM 0.32 leaves at its initial value, in one process too, what the checkpoint has for `parameter`.
+
+    It fills no parameter of a layer's experts but their weights: not Laguna's `e_score_correction_bias`.
+    """
+    return ".routed_experts." in parameter and parameter.replace(".routed_experts.", ".", 1) in read
 
 
 # ---- classes that may travel (see codec) -----------------------------------------------------------------

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from zmqpp.errors import StageError, ZmqppError
 from zmqpp.transport import Link, Relay
 from zmqpp.vllm.options import StageOptions
-from zmqpp.vllm.parent_death import die_with_parent
+from zmqpp.vllm.parent_death import die_with_parent, follow_parent
 from zmqpp.vllm.warning_lines import show_warnings
 
 _STOP_S = 3.0
@@ -132,6 +133,8 @@ def run_first_stage(
     if engine_has_own_process:
         # Even a stopped child goes with its engine. Not where the engine lives in a user's thread, which may end.
         die_with_parent()
+    else:
+        follow_parent(partial(_remove_folder, engine))
     compat.configure_logging(vllm_config)
     set_process_title("zmqpp_stage_0")
     decorate_logs("stage 0")
@@ -156,10 +159,15 @@ def run_first_stage(
             Stage(options, link, lambda _: (vllm_config, layers), ranks, log).run()
     except ZmqppError as error:
         if not _engine_lives():
-            shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)
+            _remove_folder(engine)
         _leave(report, str(error))
     except Exception as error:
         _leave(report, f"{type(error).__name__}: {error}", error)
+
+
+def _remove_folder(engine: str) -> None:
+    """Of the endpoint `engine`."""
+    shutil.rmtree(Path(engine.removeprefix("ipc://")).parent, ignore_errors=True)
 
 
 def _engine_lives() -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from zmqpp.checkpoint.companions import MODULES, sentence_modules
 from zmqpp.checkpoint.config import (
     CHECKSUMS,
     PIPELINE_INFO,
@@ -22,6 +24,7 @@ from zmqpp.vllm.options import StageOptions
 __all__ = [
     "PIPELINE_INFO",
     "check_same_model",
+    "check_same_modules",
     "check_same_weights",
     "choose_range",
     "comparable",
@@ -67,13 +70,38 @@ def check_same_model(mine: dict[str, Any], theirs: dict[str, Any], stage: int) -
 def sample_weights(model: str) -> dict[str, tuple[str, str]]:
     """Safetensors file of a directory -> (digest of its header, digest of samples); a few dozen KB are read each.
 
-    An exported stage adds what it was exported from.
+    An exported stage adds what it was exported from; a model for sentences, what vectors go through behind it.
     """
     found = {
         path.name: (digest_header(path), sample(path)) for path in sorted(Path(model).glob("*.safetensors"))
     }
-    exported_from = source_fingerprint(Path(model))
-    return found | {CHECKSUMS: (exported_from, "")} if exported_from else found
+    beside = {CHECKSUMS: source_fingerprint(Path(model)), MODULES: _digest_modules(Path(model))}
+    return found | {name: (digest, "") for name, digest in beside.items() if digest}
+
+
+def _digest_modules(folder: Path) -> str:
+    """Of what sentence-transformers has beside the model; empty where it has nothing."""
+    found = sentence_modules(folder)
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(found):
+        digest.update(f"{name} {sample(found[name])}\n".encode())
+    return digest.hexdigest() if found else ""
+
+
+def check_same_modules(model: str, theirs: dict[str, tuple[str, str]], stage: int) -> None:
+    """Raise ConfigError where vectors would be pooled otherwise, or go through other layers, than stage 0's model says.
+
+    Of a hub id nothing is known here, nor of a stage 0 that has none but the tensors of another format.
+    """
+    if not Path(model).is_dir() or not theirs:
+        return
+    here, there = _digest_modules(Path(model)), theirs.get(MODULES, ("", ""))[0]
+    if here != there:
+        what = "differ" if here and there else f"are {'only here' if here else 'not here'}"
+        raise ConfigError(
+            f"stage {stage}: {MODULES} and the folders that it names, which say how vectors are pooled, {what}: "
+            f"{model} must have the same of them as stage 0's directory; copy them, or export the model again"
+        )
 
 
 def check_same_weights(model: str, theirs: dict[str, tuple[str, str]], stage: int) -> None:

@@ -11,6 +11,7 @@ PPMissingLayer (vllm/model_executor/models/utils.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ __all__ = ["check_transformers_split", "said_in_words"]
 
 _SCALE = "embedding_multiplier"
 """Of the Granite family: transformers applies it to embeddings wherever they come from."""
+_NO_EXPERTS = re.compile(r"No \w+ layer found in ")
+"""Of GLM 4 MoE and others, whose first layers are dense."""
 
 
 def check_transformers_split(model: torch.nn.Module, stage: int) -> None:
@@ -47,7 +50,8 @@ def said_in_words(model: str, stage: int) -> Iterator[None]:
     """Around what builds `model`'s part of a stage.
 
     Raises:
-        ConfigError: it wants a module that another stage has. Whatever else is raised inside.
+        ConfigError: it wants a module that another stage has, or a layer of which this stage has none. Whatever else is
+            raised inside.
     """
     try:
         yield
@@ -56,6 +60,13 @@ def said_in_words(model: str, stage: int) -> Iterator[None]:
             raise
         reason = f"its code there wants what is on another stage ({one_line(error)})"
         raise ConfigError(f"stage {stage}: {cannot_split(model, reason)}") from error
+    except RuntimeError as error:
+        if not _NO_EXPERTS.match(str(error)):
+            raise
+        raise ConfigError(
+            f"stage {stage}: vLLM wants a layer with experts on every stage of {model}, and this stage has none "
+            f"({one_line(error)}); choose other ranges of layers"
+        ) from error
 
 
 def _more_than_tokens(inner: Any, decoder: Any) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from zmqpp.vllm.step_checks import groups_with_blocks
+
 __all__ = ["finish_sends", "forget", "restore"]
 
 
@@ -49,7 +51,7 @@ def restore(worker: Any, requests: Sequence[Any], outputs: Sequence[Sequence[int
     """
     runner = worker.model_runner
     for request, tokens in zip(requests, outputs, strict=True):
-        request.block_ids = tuple([0] for _ in runner.kv_cache_config.kv_cache_groups)
+        request.block_ids = tuple([0] for _ in range(groups_with_blocks(runner.kv_cache_config)))
         _update(
             runner,
             scheduled_new_reqs=[request],

@@ -24,8 +24,30 @@ def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> None:
     if config.speculative_config is not None:
         follow_up_drafts(scheduler, config.scheduler_config.async_scheduling)
     balance_batches(scheduler, batches)
+    if not scheduler.kv_cache_config.kv_cache_groups:
+        _resume_without_blocks(scheduler)
     if runner_of(config) == "V1":
         scheduler.prev_step_scheduled_req_ids = EveryRequest()
+
+
+def _resume_without_blocks(scheduler: Any) -> None:
+    """A model without a KV cache has none to give to a request that goes on after a loss.
+
+    vLLM resumes what it preempted for want of blocks, and so takes it that there are some.
+    """
+    if "_make_cached_request_data" in vars(scheduler):
+        return
+    make = scheduler._make_cached_request_data
+
+    def with_none(*args: Any, **kwargs: Any) -> Any:
+        cached = make(*args, **kwargs)
+        cached.new_block_ids = [
+            () if blocks is None and name in cached.resumed_req_ids else blocks
+            for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True)
+        ]
+        return cached
+
+    scheduler._make_cached_request_data = with_none
 
 
 class EveryRequest(set[str]):

@@ -17,7 +17,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "seed": lambda c: c.model_config.seed,
     "max_model_len": lambda c: c.model_config.max_model_len,
     "quantization": lambda c: c.model_config.quantization,
-    "quantization_config": lambda c: _form(c.model_config),
+    "quantization_config": lambda c: _made_at_load(c.model_config),
     "enforce_eager": lambda c: c.model_config.enforce_eager,
     "max_logprobs": lambda c: c.model_config.max_logprobs,
     "logprobs_mode": lambda c: c.model_config.logprobs_mode,
@@ -89,6 +89,21 @@ def _changed(config: Any) -> dict[str, Any]:
     return {name: value for name, value in _pooler(config).items() if value != defaults.get(name)}
 
 
+def _made_at_load(model_config: Any) -> dict[str, Any] | None:
+    """`--quantization-config` in words, where it says more than `--quantization` alone."""
+    from vllm.config.quantization import QUANT_KEY_NAMES, resolve_quantization_config
+
+    given = model_config.quantization_config
+    if given is None or given == resolve_quantization_config(model_config.quantization, None):
+        return None
+    words = {key: name for name, key in QUANT_KEY_NAMES.items()}
+    said: dict[str, Any] = {"ignore": list(given.ignore), "targets": given.targets}
+    for kind in ("linear", "moe"):
+        spec = getattr(given, kind)
+        said[kind] = spec and {name: words[getattr(spec, name)] for name in _SIDES if getattr(spec, name)}
+    return {name: value for name, value in said.items() if value}
+
+
 def _names(kinds: Any) -> list[str]:
     return [
         kind if isinstance(kind, str) else f"{kind.__module__}:{kind.__qualname__}" for kind in kinds or ()
@@ -102,12 +117,6 @@ def _watermark(config: Any) -> list[str]:
     return [repr(WatermarkConfig(**config) if isinstance(config, dict) else config)] if config else []
 
 
-def _form(arguments: Any) -> str | None:
-    """How weights are quantised while they are loaded, in words: vLLM's own object cannot be sent."""
-    form = getattr(arguments, "quantization_config", None)
-    return repr(form) if form else None
-
-
 def shared_settings(vllm_config: Any) -> dict[str, Any]:
     """Stage 0's resolved settings, by EngineArgs field, and under `ASKED` what its flags said; plain values only."""
     values = {field: get(vllm_config) for field, get in _GETTERS.items()}
@@ -118,7 +127,7 @@ def shared_settings(vllm_config: Any) -> dict[str, Any]:
 def asked(engine_args: Any) -> dict[str, Any]:
     """For `ASKED`: what flags said before vLLM made something else of it, such as a length of -1."""
     fields = {field.name: _default_of(field) for field in dataclasses.fields(engine_args)}
-    names = fields.keys() & _GETTERS.keys() - {*_TOLD, *_GIVEN, "pooler_config"}
+    names = fields.keys() & _GETTERS.keys() - {*_OWN, *_GIVEN, reasoning.NAME, "pooler_config"}
     given = {name: getattr(engine_args, name) for name in sorted(names)}
     said = {name: value for name, value in given.items() if value is not None and value != fields[name]}
     return copy.deepcopy({name: _plain(value) for name, value in said.items()})
@@ -130,12 +139,13 @@ def _plain(value: Any) -> Any:
 
 
 ASKED = "zmqpp_asked"
-_OWN = ("dtype", "quantization")
+QUANTISING = ("quantization", "quantization_config")
+"""They belong together: with one of its own, a stage takes neither from stage 0."""
+_SIDES = ("weight", "activation")
+_OWN = ("dtype", *QUANTISING)
 """What a stage may choose for itself, by a flag of its own; vLLM casts the activations that it receives."""
 _SHORTHANDS = ("spec_method", "spec_model", "spec_tokens")
 """Of `speculative_config`, which comes whole."""
-_TOLD = (reasoning.NAME, "quantization_config")
-"""What is sent in a form that is not vLLM's own."""
 _GIVEN: dict[str, Callable[[Any], list[str]]] = {"logits_processors": _names, "watermark_config": _watermark}
 """What every stage is given itself, and the same: names of code, which no stage imports at another's word, and a key,
 which is not for the wire. Here in the words in which they are compared."""
@@ -156,7 +166,7 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
             raise ConfigError(
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
-        if name in _TOLD:
+        if name == reasoning.NAME:
             continue
         mine, default = getattr(engine_args, name), _default_of(fields[name])
         if name in _GIVEN:
@@ -169,7 +179,8 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
                 _check_agrees(name, mine, default, theirs, stage)
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
-    known = {name: value for name, value in settings.items() if name not in own and name not in _TOLD}
+    own.update(QUANTISING if own & {*QUANTISING} else ())
+    known = {name: value for name, value in settings.items() if name not in own and name != reasoning.NAME}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
     if "pooler_config" in known:
@@ -179,10 +190,7 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
     known |= {name: None for name in _SHORTHANDS if name in fields}
     if reasoning.NAME in fields:
         known |= reasoning.given(settings.get(reasoning.NAME))
-    adopted = dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
-    if "quantization" not in own:
-        _check_form(_form(adopted), settings.get("quantization_config"), stage)
-    return adopted
+    return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
 
 
 def own_forms(config: Any, settings: dict[str, Any]) -> list[str]:
@@ -214,14 +222,6 @@ def _check_given(name: str, mine: list[str], theirs: list[str], stage: int) -> N
         f"stage {stage} was started with {_words(flag, mine)}, stage 0 with {_words(flag, theirs)}: "
         f"give every stage the same (code and keys are not taken from another stage)"
     )
-
-
-def _check_form(mine: str | None, theirs: str | None, stage: int) -> None:
-    if theirs is not None and mine != theirs:
-        raise ConfigError(
-            f"stage {stage} would quantise its weights by {mine or 'nothing'}, stage 0 does by {theirs}: "
-            f"give both the same --quantization-config, or stage {stage} a --quantization of its own"
-        )
 
 
 def _words(flag: str, names: list[str]) -> str:

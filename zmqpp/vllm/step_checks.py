@@ -17,6 +17,7 @@ from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
 
 from zmqpp._shown import shown
@@ -25,7 +26,7 @@ from zmqpp.vllm.wire_types import wrong_field
 
 __all__ = [
     *("StepLimits", "check_blocks", "check_grammar", "check_numbers", "check_output", "check_restored"),
-    *("check_step", "require"),
+    *("check_step", "groups_with_blocks", "require"),
 ]
 
 _MASK_BITS = 32
@@ -55,9 +56,19 @@ class StepLimits:
             requests=runner.max_num_reqs,
             length=runner.max_model_len,
             blocks=cache.num_blocks,
-            groups=len(cache.kv_cache_groups),
+            groups=groups_with_blocks(cache),
             vocabulary=runner.model_config.get_vocab_size(),
         )
+
+
+def groups_with_blocks(cache: Any) -> int:
+    """Groups of layers for which the scheduler hands out blocks.
+
+    Model Runner V1 adds one without to its own list, of layers that attend to all of a prompt at once.
+    """
+    return sum(
+        not isinstance(group.kv_cache_spec, EncoderOnlyAttentionSpec) for group in cache.kv_cache_groups
+    )
 
 
 def check_step(step: Any, tokens: int, known: Container[str], limits: StepLimits) -> None:

@@ -16,6 +16,8 @@ SYMBOLS: dict[str, str] = {
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": "pipeline options become a vLLM config here",
     "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args": "a worker stage's settings",
     "vllm.v1.engine.exceptions:EngineDeadError": "carries the lost stage to the HTTP client",
+    "vllm.config.quantization:QUANT_KEY_NAMES": "the words of --quantization-config",
+    "vllm.config.quantization:resolve_quantization_config": "what --quantization alone would mean",
     # executor
     "vllm.v1.executor.abstract:Executor.collective_rpc": "overridden by ours",
     "vllm.v1.executor.abstract:Executor.execute_model": "overridden by ours",
@@ -27,6 +29,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.core.sched.output:SchedulerOutput": "a step",
     "vllm.v1.core.sched.output:NewRequestData.from_request": "a request that goes on after a loss",
     "vllm.v1.core.sched.scheduler:Scheduler._make_cached_request_data": "repeats no tokens that the stages know",
+    "vllm.v1.kv_cache_interface:EncoderOnlyAttentionSpec": "layers for which the scheduler has no blocks",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_encoder_cache": "forgets what a lost stage computed of images",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reset_encoder_cache": "the same, on a stage",

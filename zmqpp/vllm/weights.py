@@ -189,7 +189,8 @@ class StageWeights:
             filled = {id(p) for name, p in every if not compat.loaded_names(name).isdisjoint(loaded)}
             # What a model makes while it loads, such as the bias of a classifier, it makes of what it has read.
             declared = {name: p for name, p in parameters.items() if name in self._declared and p.numel()}
-            missing |= {name for name, p in declared.items() if id(p) not in filled}
+            unfilled = {name for name, p in declared.items() if id(p) not in filled}
+            missing |= {name for name in unfilled if not compat.left_out(name, report.names_read)}
         if missing:
             first = min(missing, key=_natural)
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

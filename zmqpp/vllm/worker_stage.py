@@ -17,7 +17,7 @@ from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.ranks import Ranks
 from zmqpp.vllm.runner_choice import adopt_runner, forget_adopted
-from zmqpp.vllm.settings import adopt, own_forms
+from zmqpp.vllm.settings import QUANTISING, adopt, own_forms
 from zmqpp.vllm.stage import Stage
 from zmqpp.vllm.warm import warm_up
 from zmqpp.vllm.warning_lines import show_warnings
@@ -96,8 +96,9 @@ def _configure(
         identity.check_same_weights(engine_args.model, hello.weights, options.stage_idx)
     else:
         # This stage's own config.json says how its weights are to be read.
-        for name in ("quantization", "quantization_config"):
+        for name in QUANTISING:
             settings.pop(name, None)
+    identity.check_same_modules(engine_args.model, hello.weights, options.stage_idx)
     adopt_runner(hello.runner, options.stage_idx)
     adopted = adopt(engine_args, settings, options.stage_idx)
     adopted.additional_config = {**(adopted.additional_config or {}), **options.additional_config()}
