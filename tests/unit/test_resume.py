@@ -11,11 +11,14 @@ import pytest
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import Request, RequestStatus
 
-from zmqpp.vllm.recovery import Recovery
+from zmqpp.vllm.missing_adapters import MissingAdapters
+from zmqpp.vllm.recovery import Recovery, _portions
 
 pytestmark = pytest.mark.vllm
 
@@ -42,7 +45,39 @@ def test_what_was_on_the_ring_and_what_was_computed_of_images_is_not_expected_an
     )
     engine = SimpleNamespace(scheduler=scheduler, _process_aborts_queue=lambda: None)
     recovery = Recovery.__new__(Recovery)
-    recovery._executor = SimpleNamespace(ring=ring, engine=engine)  # type: ignore[assignment]
+    missing = SimpleNamespace(end_requests=lambda engine: done.append("missing"))
+    recovery._executor = SimpleNamespace(ring=ring, engine=engine, missing=missing)  # type: ignore[assignment]
     recovery._resume()
-    assert done == ["requests", "images", 2, EMPTY_MODEL_RUNNER_OUTPUT]
+    assert done == ["missing", "requests", "images", 2, EMPTY_MODEL_RUNNER_OUTPUT]
     assert before.drop_stale_output and not idle.drop_stale_output
+
+
+def test_requests_that_are_large_together_go_back_in_several_messages() -> None:
+    text = "x" * (5 << 20)
+    requests = [Request(str(n), [n], SamplingParams(extra_args={"a": text}), None) for n in range(5)]
+    new = [NewRequestData.from_request(request, ()) for request in requests]
+    outputs = [[n] * n for n in range(5)]
+    portions = list(_portions(new, outputs))
+    assert [len(some) for some, _ in portions] == [3, 2]
+    assert [request.req_id for some, _ in portions for request in some] == ["0", "1", "2", "3", "4"]
+    assert [tokens for _, some in portions for tokens in some] == outputs
+    assert list(_portions([], [])) == [([], [])]
+
+
+def test_requests_of_an_adapter_that_is_missing_end_and_all_others_go_on() -> None:
+    adapted, other = preempted("adapted", 0), preempted("other", 0)
+    adapted.lora_request, adapted.client_index = LoRARequest("one", 1, "/one"), 3
+    told: list[Any] = []
+    engine = SimpleNamespace(
+        scheduler=SimpleNamespace(
+            requests={request.request_id: request for request in (adapted, other)},
+            finish_requests=lambda ids, status: told.append((list(ids), status)),
+        ),
+        _send_error_outputs_to_client=lambda ids, client: told.append((list(ids), client)),
+    )
+    missing = MissingAdapters()
+    missing.end_requests(engine)
+    assert told == []
+    missing.note(1, "its folder is gone")
+    missing.end_requests(engine)
+    assert told == [(["adapted"], RequestStatus.FINISHED_ERROR), (["adapted"], 3)]

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from zmqpp import control
-from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, StageError, ZmqppError
 from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec, plain_step
 from zmqpp.vllm.flights import Flights
-from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
+from zmqpp.vllm.ring_future import LostMeanwhile, RingCall, RingFuture, RingTimeout, StageLost
 from zmqpp.vllm.timeouts import step_s
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
@@ -267,7 +267,7 @@ class EngineRing:
         for call in calls.values():
             if not call.future.done():
                 call.future.set_exception(
-                    RemoteError(f"{call.method}: a stage was lost meanwhile; ask again")
+                    LostMeanwhile(f"{call.method}: a stage was lost meanwhile; ask again")
                 )
 
     def _fail(self, notice: control.Failed) -> StageError:
