@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
+import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,22 +19,33 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from tests.integration.adapters import RANK, random_adapters
 from tests.integration.cases import PROMPTS
-from tests.integration.serving import Served, pipeline
+from tests.integration.serving import NAME, Served, long_only, pipeline
 from tests.integration.zygote import Zygote
 
 RUNNING = 3
 FLAGS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(RUNNING)),
     *("--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", str(64 << 20), "--block-size", "32"),
-    *("--num-gpu-blocks-override", "18", "--scheduling-policy", "priority"),  # room for two long requests
+    *(
+        "--num-gpu-blocks-override",
+        "18",
+        "--scheduling-policy",
+        "priority",
+    ),  # room for two that are asked here
     *("--enable-lora", "--max-loras", "4", "--max-lora-rank", str(2 * RANK)),
 )
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+ROOMY = (
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16"),
+    *("--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", str(64 << 20)),
+)
 LONG = {"temperature": 0, "max_tokens": 240, "ignore_eos": True}
 DONE_S = 150.0
+HIDDEN = 192
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +63,14 @@ def load(served: Served, name: str, folder: Path) -> int:
     return post(served, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}).status_code
 
 
-def text(served: Served, prompt: str = PROMPTS[0], **more: Any) -> str:
+def embeddings(rows: int, seed: int) -> str:
+    found = torch.randn(rows, HIDDEN, generator=torch.Generator().manual_seed(seed))
+    written = io.BytesIO()
+    torch.save(found, written)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def text(served: Served, prompt: str | None = PROMPTS[0], **more: Any) -> str:
     found: str = served.complete({"prompt": prompt, **LONG, **more}, DONE_S)["choices"][0]["text"]
     return found
 
@@ -115,16 +138,52 @@ def test_a_stage_that_comes_back_while_the_others_sleep_sleeps_too(served: Serve
     assert text(served) == calm
 
 
+def streamed(served: Served, prompt: str, begun: threading.Event, **more: Any) -> str:
+    body = {"model": NAME, "prompt": prompt, "stream": True, **LONG, **more}
+    found = ""
+    with httpx.stream(
+        "POST", f"{served.url}/v1/completions", json=body, timeout=DONE_S, verify=False
+    ) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                found += json.loads(line[6:])["choices"][0]["text"]
+                begun.set()
+    return found
+
+
 def test_more_requests_than_run_at_a_time_go_on(served: Served) -> None:
-    """Those of a higher priority have pushed others out of the cache, which are begun all the same."""
-    asked = [(prompt, 9 - number // RUNNING) for number, prompt in enumerate(PROMPTS[: 3 * RUNNING])]
-    calm = [text(served, prompt) for prompt, _ in asked]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = []
-        for number, (prompt, priority) in enumerate(asked):
-            answers.append(pool.submit(text, served, prompt, priority=priority))
-            time.sleep(0.4 if number % RUNNING == RUNNING - 1 else 0)
-        assert not all(answer.done() for answer in answers)
+    """The cache holds none of them whole: one has to make room before the first of a higher priority begins."""
+    calm = [text(served, prompt) for prompt in PROMPTS[: 2 * RUNNING]]
+    with ThreadPoolExecutor(len(calm)) as pool:
+        low, high = [threading.Event() for _ in range(RUNNING)], threading.Event()
+        answers = [pool.submit(streamed, served, PROMPTS[i], low[i], priority=9) for i in range(RUNNING)]
+        assert all(event.wait(DONE_S) for event in low)
+        others = PROMPTS[RUNNING : 2 * RUNNING]
+        answers += [pool.submit(streamed, served, prompt, high, priority=5) for prompt in others]
+        assert high.wait(DONE_S) and not any(answer.done() for answer in answers)
         with lost_stage_1(served):
             pass
         assert [answer.result(DONE_S) for answer in answers] == calm
+    assert served.log_dir is not None
+    went_on = re.findall(r"(\d+) requests go on", (served.log_dir / "stage_0.log").read_text())
+    assert int(went_on[-1]) > RUNNING
+
+
+@long_only
+def test_requests_that_no_message_holds_together_are_answered(imported: Zygote, tmp_path: Path) -> None:
+    """Held back until all are there, so that one step would bring them."""
+    flags = (*ROOMY, "--enable-prompt-embeds")
+    small = {**ENVIRONMENT, "ZMQPP_MAX_CONTROL_BYTES": "150000"}
+    with pipeline(tmp_path / "logs", 2, flags=flags, environment=small, zygote=imported) as served:
+        asked = [{"prompt": None, "prompt_embeds": embeddings(20, seed)} for seed in range(14)]
+        calm = [text(served, **body) for body in asked]
+        assert (
+            post(served, "/v1/completions", {**LONG, "prompt_embeds": embeddings(40, 1)}).status_code == 500
+        )
+        assert post(served, "/pause?mode=keep").status_code == 200
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = [pool.submit(text, served, **body) for body in asked]
+            time.sleep(1.5)
+            assert post(served, "/resume").status_code == 200
+            assert [answer.result(DONE_S) for answer in answers] == calm
+        assert "its new requests go in steps of" in (tmp_path / "logs" / "stage_0.log").read_text()

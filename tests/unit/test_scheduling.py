@@ -10,7 +10,9 @@ import pytest
 
 from tests.unit.real_scheduler import add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step
+from zmqpp.vllm.large_steps import StepBudget
 from zmqpp.vllm.plain_step import PlainStep
+from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.scheduling import adapt_scheduler
 
 pytestmark = pytest.mark.vllm
@@ -61,3 +63,19 @@ def test_model_runner_v2_keeps_them() -> None:
     before = scheduler.prev_step_scheduled_req_ids
     adapt_scheduler(scheduler, _config(use_v2_model_runner=True), 1)
     assert scheduler.prev_step_scheduled_req_ids is before
+
+
+def test_a_step_that_no_message_holds_goes_again_in_smaller_ones() -> None:
+    """Until nobody waits; a budget of next to nothing is no way out."""
+    may_cut = SimpleNamespace(enable_chunked_prefill=True)
+    scheduler = SimpleNamespace(max_num_scheduled_tokens=256, waiting=[1], scheduler_config=may_cut)
+    budget, largest = StepBudget(scheduler), 1 << 20
+    for left in (128, 64, 32):
+        budget.check(1000, largest)
+        with pytest.raises(StageLost):
+            budget.check(largest, largest)
+        assert scheduler.max_num_scheduled_tokens == left
+    budget.check(largest, largest)  # whoever sends it says so
+    scheduler.waiting = []
+    budget.check(1000, largest)
+    assert scheduler.max_num_scheduled_tokens == 256

@@ -23,7 +23,7 @@ from zmqpp.config import TransportConfig
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.answers import Answers
-from zmqpp.vllm.missing_adapters import MissingAdapters
+from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_output, check_restored, check_step
 from zmqpp.vllm.worker_methods import may_be_called
 
@@ -70,8 +70,8 @@ def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
     """By the engine, for that request alone."""
     model = SimpleNamespace(max_model_len=100, get_vocab_size=lambda: 50)
     scheduling = SimpleNamespace(max_num_batched_tokens=64, max_num_seqs=4)
-    config, missing = SimpleNamespace(model_config=model, scheduler_config=scheduling), MissingAdapters()
-    admission = Admission(config, missing, TransportConfig(max_control_bytes=4096))
+    config, bereft = SimpleNamespace(model_config=model, scheduler_config=scheduling), Bereft()
+    admission = Admission(config, bereft, TransportConfig(max_control_bytes=(128 << 10) + 4096))
 
     def asked(prompt: list[int], **parameters: Any) -> Request:
         sampling = SamplingParams(**parameters)
@@ -92,10 +92,10 @@ def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
     adapted = asked([1])
     adapted.lora_request = LoRARequest("one", 1, "/one")
     admission.check(adapted)
-    missing.note(1, "no such folder")
+    bereft.adapters.note(1, "no such folder")
     with pytest.raises(UnsupportedError, match="no such folder"):
         admission.check(adapted)
-    missing.found(1)
+    bereft.adapters.found(1)
     admission.check(adapted)
 
 

@@ -13,13 +13,13 @@ from vllm.v1.core.sched.output import NewRequestData
 from zmqpp.config import TransportConfig
 from zmqpp.errors import UnsupportedError
 from zmqpp.vllm import codec
-from zmqpp.vllm.missing_adapters import MissingAdapters
+from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.step_checks import StepLimits, check_restored
 
 __all__ = ["Admission"]
 
-_ROOM = 1 << 10
-"""For what else is in the message."""
+_ROOM = 128 << 10
+"""For what else is in the message: the step's other requests."""
 
 
 class Admission:
@@ -27,12 +27,12 @@ class Admission:
 
     Args:
         vllm_config: of an engine over external stages.
-        missing: adapters that not all of them have.
+        bereft: what may be gone that a request leans on.
         transport: of the links.
     """
 
-    def __init__(self, vllm_config: Any, missing: MissingAdapters, transport: TransportConfig) -> None:
-        self._missing, self._largest = missing, transport.max_control_bytes - _ROOM
+    def __init__(self, vllm_config: Any, bereft: Bereft, transport: TransportConfig) -> None:
+        self._bereft, self._largest = bereft, transport.max_control_bytes - _ROOM
         model, scheduling = vllm_config.model_config, vllm_config.scheduler_config
         self._limits = StepLimits(
             tokens=scheduling.max_num_batched_tokens,
@@ -45,7 +45,7 @@ class Admission:
 
     def check(self, request: Any) -> None:
         """Raises ZmqppError: vLLM's Request cannot be computed by stages; with what of it."""
-        self._missing.check(request)
+        self._bereft.check(request)
         sampling = request.sampling_params
         if sampling is not None:
             # More tokens than a request can have mean all of them; stages count them in 32 bits.

@@ -21,6 +21,7 @@ from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.batches import wants_balance
+from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.feedback import feedback_for
@@ -28,7 +29,6 @@ from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
 from zmqpp.vllm.init_log import Call
-from zmqpp.vllm.missing_adapters import MissingAdapters
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.patience import say_waiting
 from zmqpp.vllm.recovery import Recovery
@@ -74,8 +74,8 @@ class ExternalStageExecutor(Executor):
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
-        self.missing = MissingAdapters()
-        self.admit = Admission(self.vllm_config, self.missing, self.options.transport_config()).check
+        self.bereft = Bereft()
+        self.admit = Admission(self.vllm_config, self.bereft, self.options.transport_config()).check
         announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
         try:
             self._balances = wants_balance()
@@ -232,7 +232,7 @@ class ExternalStageExecutor(Executor):
         if scheduler is not None:
             # A decode leaves when its token is back: one batch a stage, even where one more may be in flight.
             batches = self.options.total_stages if self._balances else 1
-            adapt_scheduler(scheduler, self.vllm_config, batches)
+            self.ring.check_size = adapt_scheduler(scheduler, self.vllm_config, batches)
 
     def _draft_limits(self) -> tuple[int, int]:
         config = self.vllm_config.speculative_config

@@ -7,11 +7,9 @@ Thread: vLLM's input thread checks, everything else is the engine's.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from vllm.logger import init_logger
-from vllm.v1.request import RequestStatus
 
 from zmqpp.errors import UnsupportedError
 
@@ -44,19 +42,9 @@ class MissingAdapters:
         if (number := _adapter(request)) in self._why:
             raise UnsupportedError(f"adapter {number} could not be loaded again: {self._why[number]}")
 
-    def end_requests(self, engine: Any) -> None:
-        """Those that ask for one of them get an error; they would end the stage again and again."""
-        ended: defaultdict[int, list[str]] = defaultdict(list)
-        for request in engine.scheduler.requests.values():
-            if _adapter(request) in self._why:
-                ended[request.client_index].append(request.request_id)
-        tell = getattr(
-            engine, "_send_error_outputs_to_client", None
-        )  # `LLM` in its own process has no clients
-        for client, ids in ended.items() if tell is not None else ():
-            engine.scheduler.finish_requests(ids, RequestStatus.FINISHED_ERROR)
-            tell(ids, client)
-            logger.warning("%d requests end with an error: their adapter is missing", len(ids))
+    def of(self, requests: list[Any]) -> list[Any]:
+        """Those of `requests` that ask for one of them; they would end the stage again and again."""
+        return [request for request in requests if _adapter(request) in self._why]
 
 
 def _adapter(request: Any) -> Any:

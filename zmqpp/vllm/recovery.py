@@ -148,10 +148,10 @@ class Recovery:
             except RemoteError as error:
                 if method not in ADAPTER_CALLS:
                     raise
-                executor.missing.note(adapter_of(call), str(error))
+                executor.bereft.adapters.note(adapter_of(call), str(error))
             else:
                 if method == "add_lora":
-                    executor.missing.found(adapter_of(call))
+                    executor.bereft.adapters.found(adapter_of(call))
 
     def _meanwhile(self) -> Callable[[float], None]:
         say = self._waiting()
@@ -168,7 +168,7 @@ class Recovery:
         if scheduler is None:
             return  # vLLM is still starting: there are no requests
         executor.engine._process_aborts_queue()
-        executor.missing.end_requests(executor.engine)
+        executor.bereft.end(executor.engine)
         scheduler.reset_prefix_cache(reset_running_requests=True)
         scheduler.reset_encoder_cache()  # What was computed of images is gone with a stage, or was never computed.
         for request in scheduler.requests.values():
@@ -177,7 +177,8 @@ class Recovery:
         begun = [r for r in scheduler.requests.values() if r.status == RequestStatus.PREEMPTED]
         requests = [NewRequestData.from_request(request, ()) for request in begun]
         outputs = [list(request.output_token_ids) for request in begun]
-        for some in _portions(requests, outputs):
+        most = min(_PORTION_BYTES, ring.link.config.max_control_bytes // 2)
+        for some in _portions(requests, outputs, most):
             ring.call(RESTORE, some).result()
         ring.give_up(EMPTY_MODEL_RUNNER_OUTPUT)
         logger.info("%d requests go on", len(begun))
@@ -202,12 +203,14 @@ class Recovery:
         self._executor.publisher.publish()
 
 
-def _portions(requests: list[Any], outputs: list[list[int]]) -> Iterator[tuple[list[Any], list[list[int]]]]:
+def _portions(
+    requests: list[Any], outputs: list[list[int]], most: int
+) -> Iterator[tuple[list[Any], list[list[int]]]]:
     """All of them, in parts that a message holds: with pictures or embeddings in them they are large together."""
     begin = size = 0
     for end, request in enumerate(requests):
         more = len(codec.encode((request, outputs[end])))
-        if size and size + more > _PORTION_BYTES:
+        if size and size + more > most:
             yield requests[begin:end], outputs[begin:end]
             begin, size = end, 0
         size += more

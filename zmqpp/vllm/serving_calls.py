@@ -62,4 +62,4 @@ class ServingCalls:
             return
         executor.init_log = with_lasting_call(executor.init_log, call, self._adapters)
         if call[0] in ADAPTER_CALLS:
-            executor.missing.found(adapter_of(call))
+            executor.bereft.adapters.found(adapter_of(call))
