@@ -189,7 +189,7 @@ class ExternalStageExecutor(Executor):
             if self.engine is not None:
                 self._recovery = Recovery(self, lambda: say_waiting(self.options))
             self._calls = ServingCalls(self)
-        return results
+        return _answer(results, non_block)
 
     def recover_if_lost(self) -> None:
         """A stage was lost in an idle moment. Thread: the engine's."""
