@@ -169,6 +169,25 @@ def test_more_requests_than_run_at_a_time_go_on(served: Served) -> None:
     assert int(went_on[-1]) > RUNNING
 
 
+def test_a_server_whose_engine_was_killed_is_replaced_at_once(served: Served) -> None:
+    launcher = served.launcher
+    assert launcher is not None and served.log_dir is not None
+    calm = text(served)
+    server = Path(f"/proc/{launcher.pids()[0]}")
+    children = (server / "task" / server.name / "children").read_text().split()
+    [engine] = [pid for pid in children if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(engine), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while launcher.lost_stages() != [0]:
+        assert time.monotonic() < deadline, launcher.states
+        time.sleep(0.05)
+    assert launcher.was_killed(0)
+    assert "the engine of stage 0 was killed by SIGKILL" in (served.log_dir / "stage_0.log").read_text()
+    launcher.restart_stage(0)
+    launcher.wait_ready(DONE_S)
+    assert text(served) == calm
+
+
 @long_only
 def test_requests_that_no_message_holds_together_are_answered(imported: Zygote, tmp_path: Path) -> None:
     """Held back until all are there, so that one step would bring them."""
