@@ -59,8 +59,8 @@ class TransportConfig:
     """What may be received and not taken yet; beyond, the socket is not read, which stops the sender."""
     max_dict_bytes: int = 4 * _GIB
     """Largest payload of one dict that is sent or accepted."""
-    max_control_bytes: int = 64 * _MIB
-    """Largest control message that is sent or accepted."""
+    max_control_bytes: int = 256 * _MIB
+    """Largest control message that is sent or accepted: a step brings the pictures of its new requests."""
     heartbeat_s: float = 1.0
     """An idle sender shows a sign of life this often; 0 = never."""
     peer_timeout_s: float = 5.0

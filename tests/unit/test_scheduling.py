@@ -11,7 +11,9 @@ from vllm.v1.core.sched.output import CachedRequestData
 
 from tests.unit.real_scheduler import add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step, scheduling
+from zmqpp.vllm.large_steps import StepBudget
 from zmqpp.vllm.plain_step import PlainStep
+from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.scheduling import adapt_scheduler
 
 pytestmark = pytest.mark.vllm
@@ -76,3 +78,19 @@ def test_requests_of_a_model_without_a_kv_cache_go_on_without_blocks() -> None:
     for _ in range(2):
         scheduling._resume_without_blocks(scheduler)
     assert scheduler._make_cached_request_data().new_block_ids == [None, ()]
+
+
+def test_a_step_that_no_message_holds_goes_again_in_smaller_ones() -> None:
+    """Until nobody waits; a budget of next to nothing is no way out."""
+    may_cut = SimpleNamespace(enable_chunked_prefill=True)
+    scheduler = SimpleNamespace(max_num_scheduled_tokens=256, waiting=[1], scheduler_config=may_cut)
+    budget, largest = StepBudget(scheduler), 1 << 20
+    for left in (128, 64, 32):
+        budget.check(1000, largest)
+        with pytest.raises(StageLost):
+            budget.check(largest, largest)
+        assert scheduler.max_num_scheduled_tokens == left
+    budget.check(largest, largest)  # whoever sends it says so
+    scheduler.waiting = []
+    budget.check(1000, largest)
+    assert scheduler.max_num_scheduled_tokens == 256

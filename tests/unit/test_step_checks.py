@@ -15,6 +15,7 @@ import torch
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import (
@@ -26,9 +27,11 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from zmqpp.config import TransportConfig
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.answers import Answers
+from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.step_checks import (
     StepLimits,
     check_grammar,
@@ -88,6 +91,8 @@ def test_a_step_that_fits_and_one_that_says_only_what_ended_are_taken() -> None:
     check_restored([request(block_ids=())], [[1, 2]], LIMITS)
     of_a_client = SamplingParams(extra_args={"a": "x"}, top_k=1 << 31)
     check_restored([request(block_ids=(), sampling_params=of_a_client)], [[]], LIMITS)
+    more_than_run_at_a_time = LIMITS.requests + 1
+    check_restored([request(block_ids=())] * more_than_run_at_a_time, [[]] * more_than_run_at_a_time, LIMITS)
     check_grammar(GrammarOutput(["new"], np.zeros((1, 2), np.int32)), LIMITS)
 
 
@@ -95,7 +100,8 @@ def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
     """By the engine, for that request alone."""
     model = SimpleNamespace(max_model_len=100, get_vocab_size=lambda: 50)
     scheduling = SimpleNamespace(max_num_batched_tokens=64, max_num_seqs=4)
-    admission = Admission(SimpleNamespace(model_config=model, scheduler_config=scheduling))
+    config, bereft = SimpleNamespace(model_config=model, scheduler_config=scheduling), Bereft()
+    admission = Admission(config, bereft, TransportConfig(max_control_bytes=(128 << 10) + 4096))
 
     def asked(prompt: list[int], **parameters: Any) -> Request:
         sampling = SamplingParams(**parameters)
@@ -111,6 +117,16 @@ def test_what_a_stage_would_refuse_is_refused_where_it_comes_in() -> None:
             admission.check(wrong)
     with pytest.raises(UnsupportedError):
         admission.check(asked([1], extra_args={"a": object()}))
+    with pytest.raises(UnsupportedError, match=r"bytes.*ZMQPP_MAX_CONTROL_BYTES"):
+        admission.check(asked([1], extra_args={"a": "x" * 5000}))
+    adapted = asked([1])
+    adapted.lora_request = LoRARequest("one", 1, "/one")
+    admission.check(adapted)
+    bereft.adapters.note(1, "no such folder")
+    with pytest.raises(UnsupportedError, match="no such folder"):
+        admission.check(adapted)
+    bereft.adapters.found(1)
+    admission.check(adapted)
 
 
 def _set(path: str, value: Any) -> Callable[[Any], None]:

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import re
 from collections import UserDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -255,14 +255,19 @@ def api_endpoint(args: Any) -> Any:
     return Endpoint("tcp", host=args.host or "*", port=int(args.port))
 
 
-def give_engine_time_to_stop(seconds: float) -> None:
-    """Let EngineCore tell the stages to stop before vLLM's API server, by default at once, kills it."""
+def give_engine_time_to_stop(seconds: float, stopping: Callable[[], None] = lambda: None) -> None:
+    """Let EngineCore tell the stages to stop before vLLM's API server, by default at once, kills it.
+
+    Args:
+        stopping: called before the server stops its engine.
+    """
     utils = importlib.import_module("vllm.v1.engine.utils")
     plain = getattr(utils, "get_engine_process_shutdown_timeout", None)
     if plain is None:
         return
 
     def timeout(request_timeout: float | None, process_timeout: float | None) -> float | None:
+        stopping()
         given: float | None = plain(request_timeout, process_timeout)
         return max(given, seconds) if given is not None and request_timeout == 0 else given
 

@@ -21,13 +21,14 @@ from zmqpp.version import __version__
 from zmqpp.vllm import compat, failure
 from zmqpp.vllm.admission import Admission
 from zmqpp.vllm.batches import wants_balance
+from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.calls import END_TRACE, LOAD, START_TRACE, STATS, WARM_UP
 from zmqpp.vllm.engine_core import announce_engine
 from zmqpp.vllm.feedback import feedback_for
 from zmqpp.vllm.first_stage import FirstStage
 from zmqpp.vllm.fit import check_fit, check_ranks, first_workers, introduce
 from zmqpp.vllm.identity import model_identity, sample_weights
-from zmqpp.vllm.init_log import ADAPTER_CALLS, Call, with_adapter_call
+from zmqpp.vllm.init_log import Call
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions
 from zmqpp.vllm.patience import say_waiting
 from zmqpp.vllm.recovery import Recovery
@@ -35,6 +36,7 @@ from zmqpp.vllm.ring import EngineRing
 from zmqpp.vllm.ring_future import RingFuture, StageLost
 from zmqpp.vllm.runner_choice import runner_of
 from zmqpp.vllm.scheduling import adapt_scheduler
+from zmqpp.vllm.serving_calls import ServingCalls
 from zmqpp.vllm.settings import shared_settings
 from zmqpp.vllm.timeouts import startup_s
 from zmqpp.vllm.tracing import Tracing
@@ -58,6 +60,7 @@ class ExternalStageExecutor(Executor):
     def _init_executor(self) -> None:
         self.options = StageOptions.from_config(self.vllm_config.additional_config[CONFIG_KEY])
         self._serving = False
+        self._calls: ServingCalls | None = None  # once the stages are up
         self._step = 0
         self._current: RingFuture | None = None
         self._masked: set[str] = set()
@@ -71,7 +74,8 @@ class ExternalStageExecutor(Executor):
         self.session, self.epoch = uuid.uuid4().hex, 0
         self.first: Any = None  # FirstStage, until the shutdown
         self.engine: Any = None
-        self.admit = Admission(self.vllm_config).check
+        self.bereft = Bereft()
+        self.admit = Admission(self.vllm_config, self.bereft, self.options.transport_config()).check
         announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
         try:
             self._balances = wants_balance()
@@ -172,11 +176,9 @@ class ExternalStageExecutor(Executor):
             )
         if method in (START_TRACE, END_TRACE):
             return self.tracing.run(method)
-        if self._serving or non_block:
-            if method in ADAPTER_CALLS:
-                self.init_log = with_adapter_call(self.init_log, (method, args, kwargs or {}))
-            future = self.ring.call(method, args, kwargs)
-            return future if non_block else future.result(timeout)
+        if self._calls is not None:
+            call = (method, args, kwargs or {})
+            return self._calls.start(*call) if non_block else self._calls.run(*call, timeout)
         try:
             results = self._logged_call(method, args, kwargs)
         except ZmqppError as error:
@@ -186,7 +188,8 @@ class ExternalStageExecutor(Executor):
             self.publisher.publish()
             if self.engine is not None:
                 self._recovery = Recovery(self, lambda: say_waiting(self.options))
-        return results
+            self._calls = ServingCalls(self)
+        return _answer(results, non_block)
 
     def recover_if_lost(self) -> None:
         """A stage was lost in an idle moment. Thread: the engine's."""
@@ -229,7 +232,7 @@ class ExternalStageExecutor(Executor):
         if scheduler is not None:
             # A decode leaves when its token is back: one batch a stage, even where one more may be in flight.
             batches = self.options.total_stages if self._balances else 1
-            adapt_scheduler(scheduler, self.vllm_config, batches)
+            self.ring.check_size = adapt_scheduler(scheduler, self.vllm_config, batches)
 
     def _draft_limits(self) -> tuple[int, int]:
         config = self.vllm_config.speculative_config

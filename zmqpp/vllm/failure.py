@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zmqpp.errors import ZmqppError
 from zmqpp.vllm import compat
 from zmqpp.watch.snapshot import STATUS_VARIABLE
 
 FAILURE_VARIABLE = "ZMQPP_FAILURE_FILE"
+_LOOK_S, _ENDING_S = 0.5, 2.0
 
 
 def open_file() -> None:
@@ -85,3 +87,40 @@ def watch_parent(stop: Callable[[], None]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="zmqpp-parent-watch", daemon=True).start()
+
+
+class EngineWatch:
+    """Ends this API server by SIGKILL as soon as that has ended its engine.
+
+    vLLM would answer everybody with an error of its own, and end seconds later, as if it had failed of a request.
+    Killed, it is replaced at once, and the entry of several replicas asks another one.
+    Thread: its own; `stopping` any.
+    """
+
+    def __init__(self) -> None:
+        self._engines: list[Any] = []
+        self._is_stopping = False
+        threading.Thread(target=self._watch, name="zmqpp-engine-watch", daemon=True).start()
+
+    def stopping(self) -> None:
+        """The server ends its engine, unless that has ended already: then it only tidies up."""
+        self._is_stopping |= not self._were_killed()
+
+    def _watch(self) -> None:
+        while not self._is_stopping:
+            children = multiprocessing.active_children()  # those that have ended are not among them
+            self._engines += [
+                child for child in children if "EngineCore" in child.name and child not in self._engines
+            ]
+            if wait([engine.sentinel for engine in self._engines], timeout=_LOOK_S):
+                break
+        if self._were_killed() and not self._is_stopping:
+            say("the engine of stage 0 was killed by SIGKILL, perhaps by the kernel for want of memory")
+            remove_files()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _were_killed(self) -> bool:
+        for engine in self._engines:
+            if wait([engine.sentinel], timeout=0):
+                engine.join(_ENDING_S)  # it is known to end before it is known how
+        return any(engine.exitcode == -signal.SIGKILL for engine in self._engines)

@@ -4,25 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ADAPTER_CALLS", "Call", "with_adapter_call"]
+__all__ = ["ADAPTER_CALLS", "LASTING_CALLS", "REPEATED_CALLS", "Call", "adapter_of", "with_lasting_call"]
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 """Method, arguments, keyword arguments."""
 
 ADAPTER_CALLS = frozenset(("add_lora", "remove_lora", "pin_lora"))
+_SLEEP_CALLS = frozenset(("sleep", "wake_up"))
+_SLEEPS = {"weights", "kv_cache"}
+"""What `sleep` puts away; `wake_up` may be told to bring back one of them."""
+LASTING_CALLS = ADAPTER_CALLS | _SLEEP_CALLS
 """Calls while serving that last: a stage which comes back must hear them too."""
+REPEATED_CALLS = ADAPTER_CALLS | {"list_loras", "reset_mm_cache", "reset_encoder_cache"}
+"""A stage may hear these twice: they are sent again when another one was lost before all had answered."""
 
 
-def with_adapter_call(log: list[Call], call: Call) -> list[Call]:
-    """The log as it is after `call`: an adapter that was removed leaves no trace, so that it stays short."""
-    adapter = _adapter(call)
-    if call[0] != "remove_lora":
+def with_lasting_call(log: list[Call], call: Call, adapters: int) -> list[Call]:
+    """The log as it is after `call`, one of LASTING_CALLS, was answered; what it undoes leaves no trace.
+
+    Args:
+        adapters: how many a stage keeps; those that were loaded before them it has let go.
+    """
+    if call[0] in _SLEEP_CALLS:
+        return _with_sleep_call(log, call)
+    if call[0] == "pin_lora":
         return [*log, call]
-    return [earlier for earlier in log if earlier[0] not in ADAPTER_CALLS or _adapter(earlier) != adapter]
+    adapter = adapter_of(call)
+    pins = [earlier for earlier in log if _is_of(earlier, adapter) and earlier[0] == "pin_lora"]
+    rest = [earlier for earlier in log if not _is_of(earlier, adapter)]
+    return rest if call[0] == "remove_lora" else _without_oldest([*rest, call, *pins], adapters)
 
 
-def _adapter(call: Call) -> Any:
-    """Its number: of a LoRARequest, or as it is."""
+def _without_oldest(log: list[Call], adapters: int) -> list[Call]:
+    pinned = [adapter_of(call) for call in log if call[0] == "pin_lora"]
+    loaded = [adapter_of(call) for call in log if call[0] == "add_lora"]
+    free = [adapter for adapter in loaded if adapter not in pinned]
+    gone = free[: max(0, len(loaded) - adapters)]
+    return [call for call in log if not any(_is_of(call, adapter) for adapter in gone)]
+
+
+def _with_sleep_call(log: list[Call], call: Call) -> list[Call]:
+    rest = [earlier for earlier in log if earlier[0] not in _SLEEP_CALLS]
+    if call[0] == "sleep":
+        return [*rest, call]
+    woken = [_tags(earlier) for earlier in (*log, call) if earlier[0] == "wake_up"]
+    return rest if set().union(*woken) >= _SLEEPS else [*log, call]
+
+
+def _tags(call: Call) -> set[str]:
+    _, args, kwargs = call
+    return set((args[0] if args else kwargs.get("tags")) or _SLEEPS)
+
+
+def _is_of(call: Call, adapter: Any) -> bool:
+    return call[0] in ADAPTER_CALLS and adapter_of(call) == adapter
+
+
+def adapter_of(call: Call) -> Any:
+    """The number of the adapter that one of ADAPTER_CALLS is about: of its LoRARequest, or as it is."""
     _, args, kwargs = call
     first = args[0] if args else next(iter(kwargs.values()), None)
     return getattr(first, "lora_int_id", first)

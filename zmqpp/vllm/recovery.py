@@ -10,8 +10,8 @@ Thread: the engine's own; nothing else runs on it meanwhile, so requests and abo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import NewRequestData
@@ -21,8 +21,10 @@ from vllm.v1.request import RequestStatus
 from zmqpp import control
 from zmqpp.errors import ConfigError, ConnectError, DeadlineError, RemoteError, ZmqppError
 from zmqpp.pipeline.events import emit
+from zmqpp.vllm import codec
 from zmqpp.vllm.calls import RESTORE
 from zmqpp.vllm.engine_core import stop_if_asked, waken
+from zmqpp.vllm.init_log import ADAPTER_CALLS, adapter_of
 from zmqpp.vllm.ring_future import StageLost
 from zmqpp.vllm.timeouts import recovery_s
 
@@ -34,6 +36,7 @@ logger = init_logger("vllm.zmqpp.recovery")
 _MOST_ATTEMPTS = 100
 _MOST_FAILURES, _FAILURES_S = 5, 600.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_PORTION_BYTES = 16 << 20
 
 
 class Recovery:
@@ -128,13 +131,27 @@ class Recovery:
             self._count(stage, f"stage {stage} was lost: another process is in its place")
         try:
             executor.fit(replies)
-            for method, args, kwargs in executor.init_log if fresh else ():
-                ring.call(method, args, kwargs, only=fresh).result()
+            self._bring_up(fresh)
         except (ConfigError, RemoteError) as error:
             if not fresh:
                 raise
             ring.send_away(fresh, str(error))
             raise StageLost(str(error)) from None
+
+    def _bring_up(self, fresh: list[int]) -> None:
+        """Raises RemoteError: one of them refuses; not for an adapter that it cannot load."""
+        executor = self._executor
+        for call in executor.init_log if fresh else ():
+            method, args, kwargs = call
+            try:
+                executor.ring.call(method, args, kwargs, only=fresh).result()
+            except RemoteError as error:
+                if method not in ADAPTER_CALLS:
+                    raise
+                executor.bereft.adapters.note(adapter_of(call), str(error))
+            else:
+                if method == "add_lora":
+                    executor.bereft.adapters.found(adapter_of(call))
 
     def _meanwhile(self) -> Callable[[float], None]:
         say = self._waiting()
@@ -151,6 +168,7 @@ class Recovery:
         if scheduler is None:
             return  # vLLM is still starting: there are no requests
         executor.engine._process_aborts_queue()
+        executor.bereft.end(executor.engine)
         scheduler.reset_prefix_cache(reset_running_requests=True)
         scheduler.reset_encoder_cache()  # What was computed of images is gone with a stage, or was never computed.
         for request in scheduler.requests.values():
@@ -159,7 +177,9 @@ class Recovery:
         begun = [r for r in scheduler.requests.values() if r.status == RequestStatus.PREEMPTED]
         requests = [NewRequestData.from_request(request, ()) for request in begun]
         outputs = [list(request.output_token_ids) for request in begun]
-        ring.call(RESTORE, (requests, outputs)).result()
+        most = min(_PORTION_BYTES, ring.link.config.max_control_bytes // 2)
+        for some in _portions(requests, outputs, most):
+            ring.call(RESTORE, some).result()
         ring.give_up(EMPTY_MODEL_RUNNER_OUTPUT)
         logger.info("%d requests go on", len(begun))
 
@@ -181,3 +201,17 @@ class Recovery:
         self._executor.board.recover(seconds)
         emit(0, "whole", seconds=seconds)
         self._executor.publisher.publish()
+
+
+def _portions(
+    requests: list[Any], outputs: list[list[int]], most: int
+) -> Iterator[tuple[list[Any], list[list[int]]]]:
+    """All of them, in parts that a message holds: with pictures or embeddings in them they are large together."""
+    begin = size = 0
+    for end, request in enumerate(requests):
+        more = len(codec.encode((request, outputs[end])))
+        if size and size + more > most:
+            yield requests[begin:end], outputs[begin:end]
+            begin, size = end, 0
+        size += more
+    yield requests[begin:], outputs[begin:]

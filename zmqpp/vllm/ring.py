@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from zmqpp import control
-from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, RemoteError, StageError, ZmqppError
+from zmqpp.errors import DeadlineError, PeerLostError, RecvTimeout, StageError, ZmqppError
 from zmqpp.pipeline.events import TRIAL_VARIABLE
 from zmqpp.transport import Link, Route
 from zmqpp.vllm import codec, plain_step
 from zmqpp.vllm.flights import Flights
-from zmqpp.vllm.ring_future import RingCall, RingFuture, RingTimeout, StageLost
+from zmqpp.vllm.ring_future import LostMeanwhile, RingCall, RingFuture, RingTimeout, StageLost
 from zmqpp.vllm.timeouts import step_s
 from zmqpp.watch import report
 from zmqpp.watch.board import Board
@@ -48,6 +48,7 @@ class EngineRing:
         self.recovering = False
         """A loss meanwhile is the recovery's own to handle."""
         self.on_lost: Callable[[control.Lost], None] = lambda lost: None
+        self.check_size: Callable[[int, int], None] = lambda size, largest: None  # large_steps.py
         self.on_failure: Callable[[StageError], None] | None = None
         self.on_idle_loss: Callable[[], None] = lambda: None
         """Called by the watch thread when it noticed a loss: the engine's thread is asleep, and has to recover."""
@@ -114,9 +115,10 @@ class EngineRing:
         """Start a step, once the tokens that it computes have come back; resolves to what the last stage answers.
 
         Raises:
-            DeadlineError: they did not come in a step's time. StageLost: a stage is gone.
+            DeadlineError: they did not come in a step's time. StageLost: a stage is gone, or it is too large.
         """
         begun_ns, payload = time.monotonic_ns(), plain_step.encode(scheduler_output)
+        self.check_size(len(payload), self.link.config.max_control_bytes)
         for earlier in self.flights.awaited(scheduler_output):
             self.read_until(earlier, step_s())
         future = RingFuture(self)
@@ -266,9 +268,8 @@ class EngineRing:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.future.done():
-                call.future.set_exception(
-                    RemoteError(f"{call.method}: a stage was lost meanwhile; ask again")
-                )
+                error = LostMeanwhile(f"{call.method}: a stage was lost meanwhile; ask again")
+                call.future.set_exception(error)
 
     def _fail(self, notice: control.Failed) -> StageError:
         """The first failure sticks: every future hears it, and so does every stage that is still there."""

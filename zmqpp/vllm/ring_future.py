@@ -18,6 +18,10 @@ class StageLost(StageError):
     """A stage is gone, and the pipeline will go on without what was on the ring. Never leaves the engine's thread."""
 
 
+class LostMeanwhile(RemoteError):
+    """A stage was lost before all had answered a call; it is back."""
+
+
 class RingTimeout(StageError, DeadlineError):
     """Not all stages answered the hello in time."""
 

@@ -5,17 +5,19 @@ Thread: the engine's. Source: Scheduler.schedule, Scheduler._make_cached_request
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from zmqpp.vllm.batches import balance_batches
 from zmqpp.vllm.drafts import follow_up_drafts
+from zmqpp.vllm.large_steps import StepBudget
 from zmqpp.vllm.runner_choice import runner_of
 
 __all__ = ["adapt_scheduler"]
 
 
-def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> None:
-    """Before the first step; safe to call twice.
+def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> Callable[[int, int], None]:
+    """Before the first step; safe to call twice. Gives what looks at the size of each step.
 
     Args:
         scheduler: of vLLM's engine, whose configuration is `config`.
@@ -28,6 +30,7 @@ def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> None:
         _resume_without_blocks(scheduler)
     if runner_of(config) == "V1":
         scheduler.prev_step_scheduled_req_ids = EveryRequest()
+    return StepBudget(scheduler).check
 
 
 def _resume_without_blocks(scheduler: Any) -> None:

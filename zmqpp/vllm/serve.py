@@ -86,7 +86,7 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     args.middleware = [*(args.middleware or ()), MIDDLEWARE]
     failure.open_file()
     compat.name_failure_to_clients(failure.read)
-    compat.give_engine_time_to_stop(_STOP_S)
+    compat.give_engine_time_to_stop(_STOP_S, failure.EngineWatch().stopping)
     unheard = ""
     try:
         plain(args)

@@ -37,6 +37,8 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.engine.core:EngineCore._initialize_kv_caches": "from here on our executor knows its engine",
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": "refuses what a stage would refuse",
     "vllm.v1.engine.core:EngineCore._process_aborts_queue": "aborts that came during recovery",
+    "vllm.v1.engine.core:EngineCoreProc._send_error_outputs_to_client": "ends requests whose adapter is missing",
+    "vllm.v1.core.sched.scheduler:Scheduler.finish_requests": "the same",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "wakes the engine to recover",
     "vllm.v1.engine:EngineCoreRequestType": "the same",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": "forgets and restores requests",

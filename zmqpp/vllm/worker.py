@@ -217,9 +217,8 @@ class StageWorker:
         self.runner.forget()
 
     def restore(self, requests: list[Any], outputs: list[list[int]]) -> None:
-        """Go on with `requests`, which have generated `outputs`; all others are forgotten."""
+        """Go on with `requests` too, which have generated `outputs`."""
         check_restored(requests, outputs, self._limits())
-        self.runner.forget()
         self.runner.restore(requests, outputs)
 
     @property
