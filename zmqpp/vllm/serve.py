@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 from zmqpp.checkpoint.pipelining import check_pipelined
 from zmqpp.errors import ConfigError, ZmqppError
-from zmqpp.pipeline.events import emit
+from zmqpp.pipeline.events import EVENTS_VARIABLE, emit
 from zmqpp.vllm import compat, failure, identity
 from zmqpp.vllm.options import CONFIG_KEY, StageOptions, read_flags
 from zmqpp.vllm.start_checks import check_addresses
@@ -86,7 +87,10 @@ def run_first(plain: Command, args: argparse.Namespace, options: StageOptions) -
     args.middleware = [*(args.middleware or ()), MIDDLEWARE]
     failure.open_file()
     compat.name_failure_to_clients(failure.read)
-    compat.give_engine_time_to_stop(_STOP_S, failure.EngineWatch().stopping)
+    if os.environ.get(EVENTS_VARIABLE):  # a launcher replaces this server
+        compat.give_engine_time_to_stop(_STOP_S, failure.EngineWatch().stopping)
+    else:
+        compat.give_engine_time_to_stop(_STOP_S)
     unheard = ""
     try:
         plain(args)
