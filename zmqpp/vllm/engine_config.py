@@ -46,7 +46,7 @@ def external_config(engine_args: Any, create: Callable[[], Any]) -> Any:
 
 
 def check_transfers(config: Any) -> None:
-    """Refuse what would move caches or weights past the ring of stages.
+    """Refuse what would move caches, weights or what layers say past the ring of stages.
 
     Raises:
         UnsupportedError: what, and what to do.
@@ -59,6 +59,12 @@ def check_transfers(config: Any) -> None:
         raise UnsupportedError(
             "--weight-transfer-config is not supported with external stages: leave it out, and start the pipeline "
             "anew for other weights"
+        )
+    outputs = getattr(config, "aux_output_config", None)
+    if outputs is not None and outputs.enabled:
+        raise UnsupportedError(
+            "--enable-return-routed-experts is not supported with external stages: each knows its own layers' experts "
+            "alone; leave it out"
         )
 
 

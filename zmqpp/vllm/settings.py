@@ -28,6 +28,7 @@ _GETTERS: dict[str, Callable[[Any], Any]] = {
     "model_impl": lambda c: c.model_config.model_impl,
     "use_fp64_gumbel": lambda c: c.model_config.use_fp64_gumbel,
     "return_sampling_mask": lambda c: c.model_config.return_sampling_mask,
+    "enable_trace_replay": lambda c: getattr(c.model_config, "enable_trace_replay", None),
     "language_model_only": lambda c: getattr(c.model_config.multimodal_config, "language_model_only", None),
     "watermark_config": lambda c: _watermark(c.watermark_config),
     reasoning.NAME: lambda c: reasoning.words(c.reasoning_config),
