@@ -190,6 +190,7 @@ def test_stage_0_alone_shows_the_status_and_the_page_too(pipeline: Entry) -> Non
 
 
 def test_a_trace_shows_every_stage_on_one_clock(pipeline: Entry, tmp_path: Path) -> None:
+    pipeline.await_state("ready")
     with load(pipeline, 3.0):
         done = zmqpp("trace", pipeline.url, "--seconds", "1.5", "-o", str(tmp_path / "trace.json"), "--json")
     summary = as_json(done)

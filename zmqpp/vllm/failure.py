@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -120,7 +121,10 @@ class EngineWatch:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _were_killed(self) -> bool:
+        until = time.monotonic() + _ENDING_S
         for engine in self._engines:
-            if wait([engine.sentinel], timeout=0):
-                engine.join(_ENDING_S)  # it is known to end before it is known how
+            ended = wait([engine.sentinel], timeout=0)
+            # How it ended is known a moment later, to whichever thread asked the system first.
+            while ended and engine.exitcode is None and time.monotonic() < until:
+                time.sleep(0.002)
         return any(engine.exitcode == -signal.SIGKILL for engine in self._engines)
