@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from zmqpp.errors import ZmqppError
 from zmqpp.vllm import compat
+from zmqpp.vllm.parent_death import follow_parent
 from zmqpp.watch.snapshot import STATUS_VARIABLE
 
 FAILURE_VARIABLE = "ZMQPP_FAILURE_FILE"
@@ -77,17 +78,12 @@ def stop_starting(error: ZmqppError) -> NoReturn:
 
 def watch_parent(stop: Callable[[], None]) -> None:
     """End this engine process when the API server is gone, even by kill -9: its stages must not stay behind."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
 
-    def watch() -> None:
-        wait([parent.sentinel])
+    def leave() -> None:
         stop()
         remove_files()
-        os._exit(1)
 
-    threading.Thread(target=watch, name="zmqpp-parent-watch", daemon=True).start()
+    follow_parent(leave)
 
 
 class EngineWatch:
