@@ -31,6 +31,9 @@ class Arguments:
     reasoning_config: Any = None
     reasoning_parser: str = ""
     reasoning_parser_plugin: str = ""
+    spec_method: str | None = None
+    spec_model: str | None = None
+    spec_tokens: int | None = None
 
 
 STAGE_0: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 512}

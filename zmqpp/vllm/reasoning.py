@@ -22,10 +22,10 @@ def given(told: dict[str, list[int]] | None) -> dict[str, Any]:
 
     How text is divided into thinking and answer is stage 0's matter alone.
     """
-    from vllm.config.reasoning import ReasoningConfig
-
     config = None
     if told:
+        from vllm.config.reasoning import ReasoningConfig
+
         config = ReasoningConfig()
         for name in _IDS:
             setattr(config, "_" + name, list(told[name]))

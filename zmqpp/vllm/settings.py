@@ -161,14 +161,12 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
     """
     fields, own = {field.name: field for field in dataclasses.fields(engine_args)}, set()
     settings = dict(settings)
-    flags = settings.pop(ASKED, {})
+    flags, thinking = settings.pop(ASKED, {}), settings.pop(reasoning.NAME, None)
     for name, theirs in settings.items():
         if name not in fields or name not in _GETTERS:
             raise ConfigError(
                 f"stage 0 sent the setting {name!r}, which stage {stage} does not know; use one zmqpp version"
             )
-        if name == reasoning.NAME:
-            continue
         mine, default = getattr(engine_args, name), _default_of(fields[name])
         if name in _GIVEN:
             _check_given(name, _GIVEN[name](mine), theirs, stage)
@@ -181,16 +179,14 @@ def adopt(engine_args: Any, settings: dict[str, Any], stage: int) -> Any:
         elif mine is not None and not _same(name, mine, default):
             own.add(name)
     own.update(QUANTISING if own & {*QUANTISING} else ())
-    known = {name: value for name, value in settings.items() if name not in own and name != reasoning.NAME}
+    known = {name: value for name, value in settings.items() if name not in own}
     if "optimization_level" in known:
         known["optimization_level"] = type(engine_args.optimization_level)(known["optimization_level"])
     if "pooler_config" in known:
         from vllm.config import PoolerConfig
 
         known["pooler_config"] = PoolerConfig(**known["pooler_config"])
-    known |= {name: None for name in _SHORTHANDS if name in fields}
-    if reasoning.NAME in fields:
-        known |= reasoning.given(settings.get(reasoning.NAME))
+    known |= dict.fromkeys(_SHORTHANDS) | reasoning.given(thinking)
     return dataclasses.replace(engine_args, **known, skip_tokenizer_init=True)
 
 
