@@ -100,8 +100,8 @@ def test_killed_in_the_middle_of_a_dict(lane: Lane) -> None:
         link.send_dict(numbered(0, MIB))
         peer.receive([0], MIB)
         peer.stop()  # so it takes a part of the dict, as much as fits between the two
-        ticket = link.isend_dict(numbered(1, 100 * MIB))
         before = link.stats()["bytes_sent"]
+        ticket = link.isend_dict(numbered(1, 100 * MIB))
         until(lambda: link.stats()["bytes_sent"] > before)
         peer.kill()
         assert_lost(link, [ticket])
