@@ -380,5 +380,14 @@ def test_memory_that_is_not_there_ends_both_stages(zygote: Zygote, port: int) ->
     assert "less than requested memory" in ended[1].output.rpartition("zmqpp: error: ")[2]
 
 
+def test_a_length_that_the_cache_cannot_hold_ends_both_stages(zygote: Zygote, port: int) -> None:
+    """vLLM's engine finds that out, when the stages have loaded."""
+    model, flags = str(docs_llama()), [*FLAGS, "--num-gpu-blocks-override", "8"]
+    ended = pair(zygote, [model, *stage(0, 2, port), *flags], [model, *stage(1, 2, port), *flags])
+    assert_one_line(ended[0], "vLLM refuses this configuration", "max seq len (1024)")
+    assert ended[1].code not in (0, None)
+    assert "max seq len (1024)" in ended[1].output.rpartition("zmqpp: error: ")[2]
+
+
 def test_external_mode_alone_says_what_is_missing(zygote: Zygote) -> None:
     assert_one_line(zygote.run(["serve", str(docs_llama()), *EXTERNAL]), "needs --pipeline-stage-idx")

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import weakref
+from multiprocessing.util import Finalize
 from typing import Any
+
+from zmqpp.errors import ConfigError, ZmqppError
+from zmqpp.vllm.wording import describe
 
 __all__ = ["announce_engine", "stop_if_asked", "waken"]
 
 
-def announce_engine() -> None:
+def announce_engine(executor: Any) -> None:
     """Once vLLM's engine has its scheduler, its executor gets `engine`, the EngineCore: recovery needs both.
 
-    And each request that comes to the engine is first given to the executor's `admit`, which may raise.
+    And each request that comes to the engine is first given to the executor's `admit`, which may raise. Where vLLM
+    refuses to go on, the stages hear of it: it leaves `executor` as it is, and then waits for stage 0, its child.
     """
     from vllm.v1.engine.core import EngineCore
 
+    # Before multiprocessing waits for children, which it does at the end of a process.
+    Finalize(None, _shut_down, (weakref.ref(executor),), exitpriority=1)
     original = EngineCore._initialize_kv_caches
     if getattr(original, "announces", False):
         return
 
     def initialize(self: Any, *args: Any, **kwargs: Any) -> Any:
         executor, preprocess = self.model_executor, self.preprocess_add_request
+        if not hasattr(executor, "admit"):
+            return original(self, *args, **kwargs)  # a later engine of this process, without external stages
 
         def admit(request: Any) -> Any:
             found = preprocess(request)
@@ -27,10 +37,20 @@ def announce_engine() -> None:
             return found
 
         executor.engine, self.preprocess_add_request = self, admit
-        return original(self, *args, **kwargs)
+        try:
+            return original(self, *args, **kwargs)
+        except ZmqppError:
+            raise
+        except Exception as error:
+            executor.stop_starting(ConfigError(f"vLLM refuses this configuration: {describe(error)}"))
 
     initialize.announces = True  # type: ignore[attr-defined]
     EngineCore._initialize_kv_caches = initialize  # type: ignore[method-assign]
+
+
+def _shut_down(executor: weakref.ref[Any]) -> None:
+    if (found := executor()) is not None:
+        found.shutdown()
 
 
 def waken(engine: Any) -> bool:

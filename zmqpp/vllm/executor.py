@@ -76,7 +76,7 @@ class ExternalStageExecutor(Executor):
         self.engine: Any = None
         self.bereft = Bereft()
         self.admit = Admission(self.vllm_config, self.bereft, self.options.transport_config()).check
-        announce_engine()  # sets `engine`, vLLM's EngineCore, whose scheduler resumes what a loss interrupted
+        announce_engine(self)  # sets `engine`, vLLM's EngineCore, whose scheduler resumes after a loss
         try:
             self._balances = wants_balance()
             self.first = FirstStage(self.vllm_config, self.options)
@@ -93,7 +93,7 @@ class ExternalStageExecutor(Executor):
             self._load()
             self.ring.start_watching()
         except ZmqppError as error:
-            self._stop_starting(error)
+            self.stop_starting(error)
 
     # ---- bringing the stages up --------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class ExternalStageExecutor(Executor):
         result: list[Any] = self.ring.call(method, args, kwargs).result()
         return result
 
-    def _stop_starting(self, error: ZmqppError) -> NoReturn:
+    def stop_starting(self, error: ZmqppError) -> NoReturn:
         ring = getattr(self, "ring", None)
         if ring is not None:
             ring.refuse(str(error))  # Says nothing when a stage was first.
@@ -182,7 +182,7 @@ class ExternalStageExecutor(Executor):
         try:
             results = self._logged_call(method, args, kwargs)
         except ZmqppError as error:
-            self._stop_starting(error)
+            self.stop_starting(error)
         if method == WARM_UP:
             self.board.set_states("ready", pipeline="ready")
             self.publisher.publish()

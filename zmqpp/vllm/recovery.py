@@ -26,6 +26,7 @@ from zmqpp.vllm.calls import RESTORE
 from zmqpp.vllm.engine_core import stop_if_asked, waken
 from zmqpp.vllm.init_log import ADAPTER_CALLS, adapter_of
 from zmqpp.vllm.ring_future import StageLost
+from zmqpp.vllm.sessions import let_go_of_blocks
 from zmqpp.vllm.timeouts import recovery_s
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Recovery:
             return  # vLLM is still starting: there are no requests
         executor.engine._process_aborts_queue()
         executor.bereft.end(executor.engine)
+        let_go_of_blocks(scheduler)
         scheduler.reset_prefix_cache(reset_running_requests=True)
         scheduler.reset_encoder_cache()  # What was computed of images is gone with a stage, or was never computed.
         for request in scheduler.requests.values():

@@ -31,6 +31,7 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.core.sched.scheduler:Scheduler._make_cached_request_data": "repeats no tokens that the stages know",
     "vllm.v1.kv_cache_interface:EncoderOnlyAttentionSpec": "layers for which the scheduler has no blocks",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session": "computes one anew whose cache was lost",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_encoder_cache": "forgets what a lost stage computed of images",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reset_encoder_cache": "the same, on a stage",
     "vllm.v1.request:RequestStatus": "which requests had begun",
