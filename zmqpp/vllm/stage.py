@@ -35,13 +35,8 @@ from zmqpp.transport import Link
 from zmqpp.vllm import codec, failure
 from zmqpp.vllm.answers import Answers
 from zmqpp.vllm.calls import END_TRACE, LOAD, RESTORE, START_TRACE, STATS, WARM_UP
-from zmqpp.vllm.greeting import (
-    StartOver,
-    check_places,
-    check_unchanged,
-    check_versions,
-    introduction,
-)
+from zmqpp.vllm.greeting import StartOver, check_places, check_unchanged, check_versions, introduction
+from zmqpp.vllm.last_engine import forget_engine
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
 from zmqpp.vllm.ranks import Ranks
@@ -188,11 +183,13 @@ class Stage:
             self._config, self._layers = self._configure(hello)
         else:
             check_unchanged(before, hello, self.index)
-        if self._hello is None or hello.session != self._hello.session:
-            self._ready = False
+        is_another = before is None or hello.session != before.session
+        self._ready = self._ready and not is_another
         self._hello = hello
         if self._worker is not None and self._worker.runs:
             self._worker.forget_requests()
+            if is_another:
+                forget_engine(self._worker)
         total_layers = self._config.model_config.get_total_num_hidden_layers()
         self._layers.check_within(total_layers, self.index)
         bound = str(self.place.link.bound)
