@@ -14,7 +14,10 @@ Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 ADAPTER_CALLS = frozenset(("add_lora", "remove_lora", "pin_lora"))
 LASTING_CALLS = ADAPTER_CALLS | PUT_AWAY_CALLS
 """Calls while serving that last: a stage which comes back must hear them too."""
-REPEATED_CALLS = LASTING_CALLS | {"list_loras", "reset_mm_cache", "reset_encoder_cache"}
+REPEATED_CALLS = LASTING_CALLS | {
+    *("list_loras", "reset_mm_cache", "reset_encoder_cache", "synchronize_device", "check_health"),
+    *("compute_weight_checksums", "get_model_inspection", "get_supported_tasks"),
+}
 """A stage may hear these twice: they are sent again when another one was lost before all had answered."""
 
 
