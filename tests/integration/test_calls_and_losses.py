@@ -36,7 +36,7 @@ FLAGS = (
         "--scheduling-policy",
         "priority",
     ),  # room for two that are asked here
-    *("--enable-lora", "--max-loras", "4", "--max-lora-rank", str(2 * RANK)),
+    *("--enable-lora", "--max-loras", "6", "--max-lora-rank", str(2 * RANK)),
 )
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 ROOMY = (
@@ -169,10 +169,14 @@ def test_more_requests_than_run_at_a_time_go_on(served: Served) -> None:
     assert int(went_on[-1]) > RUNNING
 
 
-def test_a_server_whose_engine_was_killed_is_replaced_at_once(served: Served) -> None:
+def test_a_server_whose_engine_was_killed_is_replaced_at_once(served: Served, tmp_path: Path) -> None:
+    """Its adapters go with it: the next one counts its own from 1, as it did, and the other stages stayed."""
     launcher = served.launcher
     assert launcher is not None and served.log_dir is not None
-    calm = text(served)
+    folder = random_adapters(tmp_path / "adapters")
+    assert [load(served, name, folder / name) for name in ("three", "two")] == [200, 200]
+    calm, adapted = text(served), text(served, model="two")
+    assert adapted != calm
     server = Path(f"/proc/{launcher.pids()[0]}")
     children = (server / "task" / server.name / "children").read_text().split()
     [engine] = [pid for pid in children if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -186,6 +190,42 @@ def test_a_server_whose_engine_was_killed_is_replaced_at_once(served: Served) ->
     launcher.restart_stage(0)
     launcher.wait_ready(DONE_S)
     assert text(served) == calm
+    assert load(served, "two", folder / "two") == 200
+    assert text(served, model="two") == adapted
+
+
+def test_a_call_that_one_stage_missed_is_made_again(served: Served) -> None:
+    """It stands still until it is given up: without it, half of the stages would sleep, and vLLM think none does."""
+    assert served.launcher is not None and served.log_dir is not None
+    calm, log = text(served), served.log_dir / "stage_1.log"
+    heard = log.read_text().count("sleep mode is not supported on CPU")  # vLLM's word of having been called
+    with ThreadPoolExecutor(1) as pool, stopped_stage_1(served):
+        called = pool.submit(post, served, "/sleep?level=1")
+        await_loss(served)
+    assert called.result(DONE_S).status_code == 200, called.result().text
+    assert httpx.get(f"{served.url}/is_sleeping", timeout=30).json() == {"is_sleeping": True}
+    assert log.read_text().count("sleep mode is not supported on CPU") == heard + 1
+    assert post(served, "/wake_up").status_code == 200
+    assert text(served) == calm
+
+
+@contextmanager
+def stopped_stage_1(served: Served) -> Iterator[None]:
+    """Meanwhile it stands still."""
+    assert served.launcher is not None
+    pid = served.launcher.pids()[1]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def await_loss(served: Served) -> None:
+    deadline = time.monotonic() + DONE_S
+    while httpx.get(f"{served.url}/health", timeout=30).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @long_only

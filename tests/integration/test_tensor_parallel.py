@@ -78,6 +78,7 @@ def test_a_killed_rank_ends_its_stage_which_is_replaced(served: Served, wanted: 
         assert "stage 1: its tensor-parallel rank 1 was killed by SIGKILL" in (
             (served.log_dir / "stage_1.log").read_text()
         )
+        assert served.launcher.was_killed(1), "it counts as a failure of its own"
         served.launcher.restart_stage(1)
         assert asking.result(180) == wanted
     assert second_rank(served, 1) != victim

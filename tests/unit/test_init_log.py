@@ -56,3 +56,10 @@ def test_whoever_comes_back_while_the_others_sleep_is_put_to_sleep() -> None:
     assert after(sleep, weights) == [sleep, weights]
     assert after(sleep, weights, cache) == []
     assert after(added(1), sleep, ("wake_up", (), {"tags": None})) == [added(1)]
+
+
+def test_a_cache_that_was_discarded_is_for_who_comes_back_until_it_is_there_again() -> None:
+    discard: Call = ("discard", (("kv_cache",),), {})
+    cache: Call = ("wake_up", (), {"tags": ["kv_cache"]})
+    assert after(discard) == [discard]
+    assert after(*(discard, cache) * 9) == []

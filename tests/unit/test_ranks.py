@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +22,12 @@ from zmqpp.vllm import codec, rank_group, rank_words
 from zmqpp.vllm.fit import check_ranks, first_workers
 from zmqpp.vllm.greeting import check_places
 from zmqpp.vllm.options import StageOptions
+from zmqpp.vllm.place import Place
 from zmqpp.vllm.rank_group import FollowingGroup, LeadingGroup, StepAbandonedError
 from zmqpp.vllm.rank_words import Abandon, Tensors
+from zmqpp.vllm.ranks import RankKilled, Ranks, _Child
 from zmqpp.vllm.ring_future import RingCall
+from zmqpp.vllm.stage import Stage
 
 CPU = torch.device("cpu")
 
@@ -119,3 +127,42 @@ def test_every_stage_learns_where_its_workers_begin() -> None:
     for wrong in (None, [0], ["0", "2"], {0: 0, 1: 2}):
         with pytest.raises(MalformedError):
             check_places(wrong, options)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_rank_that_was_killed_is_told_from_one_that_failed(signal_number: int) -> None:
+    context = get_context("fork")
+    reason, _ = context.Pipe(duplex=False)
+    process = context.Process(target=time.sleep, args=(60,), daemon=True)
+    process.start()
+    ranks = Ranks(1, 1, "model")
+    ranks._children = [_Child(1, process, reason, reason)]
+    ranks.check()
+    os.kill(process.pid or 0, signal_number)
+    process.join(10)
+    with pytest.raises(StageError, match="rank 1 was killed by SIG") as caught:
+        ranks.check()
+    assert isinstance(caught.value, RankKilled) == (signal_number == signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("error", "in_use"), [(RankKilled, True), (RankKilled, False), (StageError, True)])
+def test_a_stage_whose_rank_was_killed_is_lost_and_has_not_failed(
+    error: type[StageError], in_use: bool
+) -> None:
+    """Who fails is waited for five times; who is killed, for ever."""
+    sent: list[bytes] = []
+    place = object.__new__(Place)
+    place.index, place.in_use, place.on_trial = 1, in_use, False
+    place._hello = control.Hello("s", 3, 1, "", "", 2, {}, {}, {})
+    place.link = SimpleNamespace(  # type: ignore[assignment]
+        send_control=lambda body, **_: sent.append(body), stats=lambda: {"send_peer_connected": True}
+    )
+    place.link.next_error = lambda: None  # type: ignore[method-assign]
+    stage = object.__new__(Stage)
+    stage.index, stage.place = 1, place
+    stage._tell(error("rank 1 is gone"))
+    [told] = [control.decode(body) for body in sent]
+    if error is RankKilled and in_use:
+        assert told == control.Lost(1, "rank 1 is gone", session="s", epoch=3)
+    else:
+        assert isinstance(told, control.Failed) and told.reason == "rank 1 is gone"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from zmqpp.vllm.put_away import PUT_AWAY_CALLS, PutAway
+
 __all__ = ["ADAPTER_CALLS", "LASTING_CALLS", "REPEATED_CALLS", "Call", "adapter_of", "with_lasting_call"]
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 """Method, arguments, keyword arguments."""
 
 ADAPTER_CALLS = frozenset(("add_lora", "remove_lora", "pin_lora"))
-_SLEEP_CALLS = frozenset(("sleep", "wake_up"))
-_SLEEPS = {"weights", "kv_cache"}
-"""What `sleep` puts away; `wake_up` may be told to bring back one of them."""
-LASTING_CALLS = ADAPTER_CALLS | _SLEEP_CALLS
+LASTING_CALLS = ADAPTER_CALLS | PUT_AWAY_CALLS
 """Calls while serving that last: a stage which comes back must hear them too."""
-REPEATED_CALLS = ADAPTER_CALLS | {"list_loras", "reset_mm_cache", "reset_encoder_cache"}
+REPEATED_CALLS = LASTING_CALLS | {
+    *("list_loras", "reset_mm_cache", "reset_encoder_cache", "synchronize_device", "check_health"),
+    *("compute_weight_checksums", "get_model_inspection", "get_supported_tasks"),
+}
 """A stage may hear these twice: they are sent again when another one was lost before all had answered."""
 
 
@@ -25,8 +27,8 @@ def with_lasting_call(log: list[Call], call: Call, adapters: int) -> list[Call]:
     Args:
         adapters: how many a stage keeps; those that were loaded before them it has let go.
     """
-    if call[0] in _SLEEP_CALLS:
-        return _with_sleep_call(log, call)
+    if call[0] in PUT_AWAY_CALLS:
+        return _with_put_away_call(log, call)
     if call[0] == "pin_lora":
         return [*log, call]
     adapter = adapter_of(call)
@@ -43,17 +45,14 @@ def _without_oldest(log: list[Call], adapters: int) -> list[Call]:
     return [call for call in log if not any(_is_of(call, adapter) for adapter in gone)]
 
 
-def _with_sleep_call(log: list[Call], call: Call) -> list[Call]:
-    rest = [earlier for earlier in log if earlier[0] not in _SLEEP_CALLS]
+def _with_put_away_call(log: list[Call], call: Call) -> list[Call]:
+    rest = [earlier for earlier in log if earlier[0] not in PUT_AWAY_CALLS]
     if call[0] == "sleep":
         return [*rest, call]
-    woken = [_tags(earlier) for earlier in (*log, call) if earlier[0] == "wake_up"]
-    return rest if set().union(*woken) >= _SLEEPS else [*log, call]
-
-
-def _tags(call: Call) -> set[str]:
-    _, args, kwargs = call
-    return set((args[0] if args else kwargs.get("tags")) or _SLEEPS)
+    put_away = PutAway()
+    for earlier in (*log, call):
+        put_away.note(*earlier)
+    return [*log, call] if put_away.tags else rest
 
 
 def _is_of(call: Call, adapter: Any) -> bool:

@@ -247,6 +247,17 @@ class Place:
         except ZmqppError:
             pass  # The next place is gone too; it reports for itself.
 
+    def tell_lost(self, reason: str) -> None:
+        """Tell the engine that this stage was killed, for all that it could do about it."""
+        emit(self.index, "lost", reason=reason)
+        if self._hello is None or self.on_trial:
+            return
+        lost = control.Lost(self.index, reason, session=self._hello.session, epoch=self._hello.epoch)
+        try:
+            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
+        except ZmqppError:
+            pass  # The next place is gone too; whoever is behind it misses both.
+
     def _await_next(self) -> None:
         """The next place may be about to connect: a notice that is queued is lost when this one closes."""
         deadline = time.monotonic() + _FAREWELL_S

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from zmqpp import control
 from zmqpp.errors import StageError
 from zmqpp.layers import LayerRange
 from zmqpp.transport import Link
-from zmqpp.vllm import codec, rank_words
+from zmqpp.vllm import codec, failure, rank_words
 from zmqpp.vllm.rank_process import run_rank
 from zmqpp.vllm.rank_words import AnyWord, Assignment, RankPlace
 from zmqpp.vllm.timeouts import step_s
@@ -30,11 +31,28 @@ if TYPE_CHECKING:
 
     from zmqpp.vllm.worker import StageWorker
 
-__all__ = ["Ranks"]
+__all__ = ["RankKilled", "Ranks", "end_with_rank"]
 
 _LEAVE_S = 5.0
 _GRACE_S = 1.5
 """For the main thread to notice by itself that a rank ended, and to say so in good order."""
+
+
+class RankKilled(StageError):
+    """Somebody has killed a rank's process: for the others the stage itself was killed, it did not fail."""
+
+
+def end_with_rank(error: StageError, in_use: bool) -> NoReturn:
+    """End this process after `error`: as its rank did where that was killed, so that no failure is seen in it.
+
+    Args:
+        in_use: the pipeline has served; before, only who ends by itself has a reason.
+    """
+    failure.say(error)
+    sys.stdout.flush()
+    if in_use and isinstance(error, RankKilled):
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ class Ranks:
 
     def __init__(self, stage: int, size: int, model: str) -> None:
         self.stage, self.size = stage, size
-        self.on_loss: Callable[[str], None] = lambda reason: None
+        self.on_loss: Callable[[StageError], None] = lambda error: None
         """Called by the watch when a rank is gone and the main thread has not taken notice."""
         self._children: list[_Child] = []
         self._closing = threading.Event()
@@ -183,7 +201,11 @@ class Ranks:
         """To be raised on the main thread, which so takes it into its own hands."""
         child.process.join(_GRACE_S)
         self._closing.set()
-        return StageError(self._why(child))
+        return self._loss(child)
+
+    def _loss(self, child: _Child) -> StageError:
+        why = self._why(child)
+        return (RankKilled if child.process.exitcode == -signal.SIGKILL else StageError)(why)
 
     def _why(self, child: _Child) -> str:
         named = f"stage {self.stage}: its tensor-parallel rank {child.rank}"
@@ -205,7 +227,7 @@ class Ranks:
         if self._closing.wait(_GRACE_S):
             return
         child = next(child for child in self._children if child.process.sentinel in ended)
-        self.on_loss(self._why(child))
+        self.on_loss(self._loss(child))
 
     def close(self, in_order: bool = True) -> None:
         """End them: in good order all together, which waits a little, else at once."""

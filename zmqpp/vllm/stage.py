@@ -13,7 +13,6 @@ Thread: everything here runs on the process's main thread.
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -32,19 +31,14 @@ from zmqpp.errors import (
 from zmqpp.layers import LayerRange
 from zmqpp.pipeline.events import emit
 from zmqpp.transport import Link
-from zmqpp.vllm import codec, failure
+from zmqpp.vllm import codec
 from zmqpp.vllm.answers import Answers
 from zmqpp.vllm.calls import END_TRACE, LOAD, RESTORE, START_TRACE, STATS, WARM_UP
-from zmqpp.vllm.greeting import (
-    StartOver,
-    check_places,
-    check_unchanged,
-    check_versions,
-    introduction,
-)
+from zmqpp.vllm.greeting import StartOver, check_places, check_unchanged, check_versions, introduction
+from zmqpp.vllm.last_engine import forget_engine
 from zmqpp.vllm.options import StageOptions
 from zmqpp.vllm.place import Place
-from zmqpp.vllm.ranks import Ranks
+from zmqpp.vllm.ranks import RankKilled, Ranks, end_with_rank
 from zmqpp.vllm.reporter import Reporter
 from zmqpp.vllm.stage_steps import StageSteps
 from zmqpp.vllm.timeouts import recovery_s, startup_s, step_s
@@ -118,7 +112,7 @@ class Stage:
             self._say_farewell()
             raise
         except Exception as error:
-            self.place.tell(control.Failed(self.index, describe(error), traceback.format_exc()))
+            self._tell(error)
             if isinstance(error, ZmqppError):
                 raise
             traceback.print_exc()
@@ -140,14 +134,19 @@ class Stage:
         if not self.place.in_use and self._hello is not None:
             self.place.tell(control.Failed(self.index, "stopped by a signal"))
 
-    def _end_without(self, reason: str) -> None:
+    def _tell(self, error: Exception) -> None:
+        if isinstance(error, RankKilled) and self.place.in_use:
+            self.place.tell_lost(str(error))
+            return
+        lines = "".join(traceback.format_exception(error))
+        self.place.tell(control.Failed(self.index, describe(error), lines))
+
+    def _end_without(self, error: StageError) -> None:
         """A rank is gone, and the main thread waits for it where nothing can reach it. Thread: the ranks' watch."""
-        self.place.tell(control.Failed(self.index, reason))
-        time.sleep(
-            _FAREWELL_S
-        )  # The notice is still with ZeroMQ, and the link is the other thread's to close.
-        failure.say(reason)
-        os._exit(1)
+        self._tell(error)
+        # The notice is still with ZeroMQ, and the link is the other thread's to close.
+        time.sleep(_FAREWELL_S)
+        end_with_rank(error, self.place.in_use)
 
     def _hear(self, failed: control.Failed) -> None:
         """Raises RemoteError, where it is over."""
@@ -188,11 +187,13 @@ class Stage:
             self._config, self._layers = self._configure(hello)
         else:
             check_unchanged(before, hello, self.index)
-        if self._hello is None or hello.session != self._hello.session:
-            self._ready = False
+        is_another = before is None or hello.session != before.session
+        self._ready = self._ready and not is_another
         self._hello = hello
         if self._worker is not None and self._worker.runs:
             self._worker.forget_requests()
+            if is_another:
+                forget_engine(self._worker)
         total_layers = self._config.model_config.get_total_num_hidden_layers()
         self._layers.check_within(total_layers, self.index)
         bound = str(self.place.link.bound)

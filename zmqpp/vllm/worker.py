@@ -26,6 +26,7 @@ from zmqpp.vllm.classifier import is_made_of_head, load_without, with_head
 from zmqpp.vllm.group import PipelineGroup
 from zmqpp.vllm.model_split import check_transformers_split, said_in_words
 from zmqpp.vllm.plain_step import PlainStep
+from zmqpp.vllm.put_away import PUT_AWAY_CALLS, PutAway
 from zmqpp.vllm.rank_words import RankPlace
 from zmqpp.vllm.runner import runner_for
 from zmqpp.vllm.step_checks import StepLimits, check_grammar, check_restored, check_step
@@ -61,6 +62,7 @@ class StageWorker:
         # Which of all KV cache configurations is this worker's.
         self.wrapper = WorkerWrapperBase(rpc_rank=0, global_rank=place.first + place.rank)
         self.runner = runner_for(config, self.wrapper, group)
+        self.put_away = PutAway()
 
     def load(self) -> LoadReport:
         """Make the device ready and load this stage's weights.
@@ -165,8 +167,12 @@ class StageWorker:
         target = getattr(self.wrapper, method, None) if known else None
         if not callable(target):
             raise ConfigError(f"stage {self.stage} has no worker method {method[:80]!r} that others may call")
+        if method in PUT_AWAY_CALLS and not self.put_away.changes(method, args, kwargs):
+            return None
         if method != WARM_UP:
-            return target(*args, **kwargs)
+            took = target(*args, **kwargs)
+            self.put_away.note(method, args, kwargs)
+            return took
         with self.group.warming_up():
             took = target(*args, **kwargs)
         leave_alone()  # compiled graphs: hundreds of milliseconds at a time

@@ -15,7 +15,7 @@ from zmqpp.transport import Link, Relay
 from zmqpp.vllm import identity
 from zmqpp.vllm.greeting import StartOver
 from zmqpp.vllm.options import StageOptions
-from zmqpp.vllm.ranks import Ranks
+from zmqpp.vllm.ranks import RankKilled, Ranks, end_with_rank
 from zmqpp.vllm.runner_choice import adopt_runner, forget_adopted
 from zmqpp.vllm.settings import QUANTISING, adopt, own_forms
 from zmqpp.vllm.stage import Stage
@@ -66,16 +66,22 @@ def run_worker_stage(engine_args: Any, options: StageOptions) -> None:
             log(f"stage {index}: {difference}: what arrives is cast")
         return config, layers
 
+    stage: Stage | None = None
     try:
         with Ranks(index, engine_args.tensor_parallel_size, engine_args.model) as ranks:
             warm_up(engine_args.model)
-            Stage(options, link, configure, ranks, log).run()
+            stage = Stage(options, link, configure, ranks, log)
+            stage.run()
     except StartOver as error:
         log(f"{error}; starting over")
         sys.stdout.flush()
         sys.stderr.flush()
         forget_adopted()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except RankKilled as error:
+        if stage is None or not stage.place.in_use:
+            raise
+        end_with_rank(error, in_use=True)
     log(f"stage {index}: stopped by stage 0")
 
 
