@@ -146,8 +146,8 @@ class ExternalStageExecutor(Executor):
         return result
 
     def stop_starting(self, error: ZmqppError) -> NoReturn:
-        ring = getattr(self, "ring", None)
-        if ring is not None:
+        """The stages hear why, and end."""
+        if (ring := getattr(self, "ring", None)) is not None:
             ring.refuse(str(error))  # Says nothing when a stage was first.
         self.shutdown()
         failure.stop_starting(error)
