@@ -177,14 +177,8 @@ class Place:
         before = self.index - 1
         self._lost = f"{self.before} is lost, and "
         log(f"stage {self.index}: {self.before} is lost ({error}); waiting for it to come back")
-        lost = control.Lost(before, f"{self.before} is lost: {error}")
-        if self._hello is not None:
-            lost.session, lost.epoch = self._hello.session, self._hello.epoch
-        try:
-            # It may wait for a next place that is still to come: a word without a taker would break the half it is in.
-            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=self._patience_s)
-        except ZmqppError:
-            pass  # The next place is gone too, and the one behind it says so.
+        # It may wait for a next place that is still to come: a word without a taker would break the half it is in.
+        self._send_lost(before, f"{self.before} is lost: {error}", self._patience_s)
         return None
 
     def _renew_next(self) -> None:
@@ -250,13 +244,17 @@ class Place:
     def tell_lost(self, reason: str) -> None:
         """Tell the engine that this stage was killed, for all that it could do about it."""
         emit(self.index, "lost", reason=reason)
-        if self._hello is None or self.on_trial:
-            return
-        lost = control.Lost(self.index, reason, session=self._hello.session, epoch=self._hello.epoch)
+        if not self.on_trial:
+            self._send_lost(self.index, reason, _TELL_S)
+
+    def _send_lost(self, stage: int, reason: str, timeout_s: float) -> None:
+        lost = control.Lost(stage, reason)
+        if self._hello is not None:
+            lost.session, lost.epoch = self._hello.session, self._hello.epoch
         try:
-            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=_TELL_S)
+            self.link.send_control(control.encode(lost), route=Route.REPLY, timeout_s=timeout_s)
         except ZmqppError:
-            pass  # The next place is gone too; whoever is behind it misses both.
+            pass  # The next place is gone too, and the one behind it says so.
 
     def _await_next(self) -> None:
         """The next place may be about to connect: a notice that is queued is lost when this one closes."""
