@@ -66,6 +66,40 @@ def test_model_runner_v2_keeps_them() -> None:
     assert scheduler.prev_step_scheduled_req_ids is before
 
 
+def _reset_under_way(scheduler: Any) -> list[int]:
+    """How many tokens two requests have in all: as caches are reset with a step of each on the ring, and then."""
+    flying: deque[Any] = deque()
+    for name in range(2):
+        scheduler.max_num_running_reqs = name + 1
+        add_requests(scheduler, range(name, name + 1))
+        flying.append(scheduler.schedule())
+    answer_step(scheduler, flying.popleft())
+    flying.append(scheduler.schedule())
+    requests = list(scheduler.requests.values())
+    assert all(request.num_in_flight_tokens for request in requests)
+    found = [sum(request.num_output_tokens for request in requests)]
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    for _ in range(2):
+        flying.append(scheduler.schedule())
+        answer_step(scheduler, flying.popleft())
+        found.append(sum(request.num_output_tokens for request in requests))
+    return found
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_tokens_on_the_ring_when_caches_are_reset_are_kept(batches: int) -> None:
+    """They are drawn: a seeded generator would go on from the next number."""
+    scheduler = make_scheduler(2)
+    adapt_scheduler(scheduler, _config(), batches)
+    adapt_scheduler(scheduler, _config(), batches)
+    assert _reset_under_way(scheduler) == [1, 2, 3]
+
+
+def test_vllm_alone_draws_them_again() -> None:
+    """Else nothing has to be kept."""
+    assert _reset_under_way(make_scheduler(2)) == [1, 1, 1]
+
+
 class WithoutBlocks:
     """A scheduler as far as this is about it: one request runs, one comes back."""
 

@@ -28,6 +28,7 @@ def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> Callable[[int,
     balance_batches(scheduler, batches)
     if not scheduler.kv_cache_config.kv_cache_groups:
         _resume_without_blocks(scheduler)
+    _keep_what_is_drawn(scheduler)
     if runner_of(config) == "V1":
         scheduler.prev_step_scheduled_req_ids = EveryRequest()
     return StepBudget(scheduler).check
@@ -51,6 +52,31 @@ def _resume_without_blocks(scheduler: Any) -> None:
         return cached
 
     scheduler._make_cached_request_data = with_none
+
+
+def _keep_what_is_drawn(scheduler: Any) -> None:
+    """A reset of caches preempts what runs; tokens of it that are on the ring count.
+
+    vLLM drops them and computes them again: a seeded generator has drawn for them already, and would go on with other
+    tokens than in one process, which has no step under way then. What is preempted for want of blocks keeps them.
+    """
+    if "reset_prefix_cache" in vars(scheduler):
+        return
+    reset = scheduler.reset_prefix_cache
+
+    def reset_and_keep(reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> Any:
+        running = [request for request in scheduler.running if not _is_given_up(request)]
+        done = reset(reset_running_requests, *args, **kwargs)
+        for request in running if reset_running_requests else ():
+            request.drop_stale_output = False
+        return done
+
+    scheduler.reset_prefix_cache = reset_and_keep
+
+
+def _is_given_up(request: Any) -> bool:
+    """It runs again after a loss, and steps of before it did not come to the scheduler yet."""
+    return bool(getattr(request, "num_stale_output_tokens", 0))
 
 
 class EveryRequest(set[str]):
