@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -25,11 +26,10 @@ def make_scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any)
     arguments = EngineArgs(
         model=str(docs_llama()),
         max_model_len=512,
-        max_num_batched_tokens=256,
         block_size=_BLOCK,
         kv_cache_memory_bytes=64 << 20,
         pipeline_parallel_size=1,
-        **{"max_num_seqs": 64, **more},
+        **{"max_num_seqs": 64, "max_num_batched_tokens": 256, **more},
     )
     config = arguments.create_engine_config()
     config.parallel_config.pipeline_parallel_size = batches
@@ -49,15 +49,19 @@ def make_scheduler(batches: int, kind: type[Scheduler] = Scheduler, **more: Any)
     )
 
 
-def add_requests(scheduler: Any, names: range) -> None:
+def add_requests(scheduler: Any, names: range, adapters: int = 0, tokens: int = 100) -> None:
+    """With so many adapters, in turns; with 0, without. Each is to say so many `tokens`."""
     for name in names:
-        parameters = SamplingParams(max_tokens=100, ignore_eos=True)
+        number = 1 + name % adapters if adapters else 0
+        adapter = LoRARequest(f"adapter {number}", number, "/nowhere") if adapters else None
+        parameters = SamplingParams(max_tokens=tokens, ignore_eos=True)
         scheduler.add_request(
             Request(
                 request_id=str(name),
                 prompt_token_ids=[3] * PROMPT,
                 sampling_params=parameters,
                 pooling_params=None,
+                lora_request=adapter,
             )
         )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.output import CachedRequestData
+from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.unit.real_scheduler import add_requests, answer_step, make_scheduler
+from tests.unit.real_scheduler import PROMPT, add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step, scheduling
 from zmqpp.vllm.large_steps import StepBudget
 from zmqpp.vllm.plain_step import PlainStep
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.vllm
 
 
 def _config(**changes: Any) -> SimpleNamespace:
-    plain = {"speculative_config": None, "use_v2_model_runner": False}
+    plain = {"speculative_config": None, "lora_config": None, "use_v2_model_runner": False}
     return SimpleNamespace(**(plain | changes))
 
 
@@ -64,6 +65,72 @@ def test_model_runner_v2_keeps_them() -> None:
     before = scheduler.prev_step_scheduled_req_ids
     adapt_scheduler(scheduler, _config(use_v2_model_runner=True), 1)
     assert scheduler.prev_step_scheduled_req_ids is before
+
+
+def _reset_under_way(scheduler: Any) -> list[int]:
+    """How many tokens two requests have in all: as caches are reset with a step of each on the ring, and then."""
+    flying: deque[Any] = deque()
+    for name in range(2):
+        scheduler.max_num_running_reqs = name + 1
+        add_requests(scheduler, range(name, name + 1))
+        flying.append(scheduler.schedule())
+    answer_step(scheduler, flying.popleft())
+    flying.append(scheduler.schedule())
+    requests = list(scheduler.requests.values())
+    assert all(request.num_in_flight_tokens for request in requests)
+    found = [sum(request.num_output_tokens for request in requests)]
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    for _ in range(2):
+        flying.append(scheduler.schedule())
+        answer_step(scheduler, flying.popleft())
+        found.append(sum(request.num_output_tokens for request in requests))
+    return found
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_tokens_on_the_ring_when_caches_are_reset_are_kept(batches: int) -> None:
+    """They are drawn: a seeded generator would go on from the next number."""
+    scheduler = make_scheduler(2)
+    adapt_scheduler(scheduler, _config(), batches)
+    adapt_scheduler(scheduler, _config(), batches)
+    assert _reset_under_way(scheduler) == [1, 2, 3]
+
+
+def test_vllm_alone_draws_them_again() -> None:
+    """Else nothing has to be kept."""
+    assert _reset_under_way(make_scheduler(2)) == [1, 1, 1]
+
+
+def _run_with_adapters(adapt: bool) -> int:
+    """How many of eight requests for three adapters, two of which may run at once, end while batches are in flight."""
+    limited = {"enable_lora": True, "max_loras": 2, "max_num_seqs": 8, "max_num_batched_tokens": PROMPT}
+    scheduler = make_scheduler(3, **limited)
+    if adapt:
+        for _ in range(2):
+            adapt_scheduler(scheduler, _config(lora_config=scheduler.lora_config), 3)
+    add_requests(scheduler, range(8), adapters=3, tokens=10)
+    requests = list(scheduler.requests.values())
+    flying: deque[Any] = deque()
+    for _ in range(3000):
+        while len(flying) < 3 and (step := scheduler.schedule()).num_scheduled_tokens:
+            flying.append(step)
+        running = {one.lora_request.lora_int_id for one in scheduler.running}
+        assert not adapt or len(running) <= 2
+        if not flying:
+            break
+        answer_step(scheduler, flying.popleft())
+    return sum(request.is_finished() for request in requests)
+
+
+@pytest.mark.skipif(not hasattr(Scheduler, scheduling._READY), reason="this vLLM gives no place for it")
+def test_no_more_adapters_run_at_once_than_may() -> None:
+    assert _run_with_adapters(adapt=True) == 8
+
+
+def test_vllm_alone_runs_too_many() -> None:
+    """Else nobody has to keep them out."""
+    with pytest.raises(AssertionError):
+        _run_with_adapters(adapt=False)
 
 
 class WithoutBlocks:

@@ -21,6 +21,7 @@ from zmqpp import control
 from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat, plain_output
+from zmqpp.vllm.broken_library import removes_broken_library
 from zmqpp.vllm.calls import WARM_UP
 from zmqpp.vllm.classifier import is_made_of_head, load_without, with_head
 from zmqpp.vllm.group import PipelineGroup
@@ -161,6 +162,7 @@ class StageWorker:
         """
         return [self.own_call(method, args, kwargs)]
 
+    @removes_broken_library
     def own_call(self, method: str, args: Any, kwargs: Any) -> Any:
         """This rank's part of it."""
         known = may_be_called(method, self._extension)
@@ -202,6 +204,7 @@ class StageWorker:
         self.runner.check(step)
         return step
 
+    @removes_broken_library
     def execute(self, step: control.Exec, scheduler_output: Any) -> Any:
         """Forward pass of one step; receives and sends the activations through the pipeline group."""
         self.group.step = step.step
@@ -254,6 +257,7 @@ class StageWorker:
         """What the last stage has drafted after the step that it has just sampled; None: it does not speculate."""
         return self.runner.drafts() if self.config.speculative_config is not None else None
 
+    @removes_broken_library
     def sample(self, grammar_output: Any, asked: control.Sample | None = None) -> Any:
         """Sample the step just run (last stage).
 
