@@ -17,12 +17,16 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed: `make test` installs it", allow_module_level=True)
 
 from zmqpp.vllm import compat
+from zmqpp.vllm.adapter_slots import PLACES
 
 pytestmark = pytest.mark.vllm
 BUILD = Path(__file__).resolve().parents[2] / "build"
 FETCHED = sorted(BUILD.glob("vllm-*-source")) + [
     Path(given) for given in os.environ.get("ZMQPP_VLLM_SOURCE", "").split(":") if given
 ]
+
+
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
 
 def installed_root() -> Path:
@@ -37,11 +41,17 @@ def test_reading_finds_what_importing_does(symbol: str) -> None:
     assert not is_in_source(installed_root(), symbol + "_that_is_not_there")
 
 
+def test_one_place_is_there_where_adapters_are_kept_out() -> None:
+    there = [all(is_in_source(installed_root(), f"{SCHEDULER}.{name}") for name in names) for names in PLACES]
+    assert there.count(True) == 1
+
+
 @pytest.mark.skipif(not FETCHED, reason="no sources: python3 packaging/vllm_source.py 0.33.0")
 @pytest.mark.parametrize("root", FETCHED, ids=lambda root: root.name)
 def test_a_release_to_come_has_the_names_we_use(root: Path) -> None:
     missing = [symbol for symbol in compat.SYMBOLS if not is_in_source(root, symbol)]
     assert missing == []
+    assert any(all(is_in_source(root, f"{SCHEDULER}.{name}") for name in names) for names in PLACES)
     assert [module for module in compat.WIRE_MODULES if not is_module(root, module)] == []
 
 

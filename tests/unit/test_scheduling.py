@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.output import CachedRequestData
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.unit.real_scheduler import PROMPT, add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step, scheduling
@@ -122,7 +121,6 @@ def _run_with_adapters(adapt: bool) -> int:
     return sum(request.is_finished() for request in requests)
 
 
-@pytest.mark.skipif(not hasattr(Scheduler, scheduling._READY), reason="this vLLM gives no place for it")
 def test_no_more_adapters_run_at_once_than_may() -> None:
     assert _run_with_adapters(adapt=True) == 8
 

@@ -1,7 +1,6 @@
 """What the engine's scheduler does otherwise, from when the pipeline serves.
 
-Thread: the engine's. Source: Scheduler.schedule, _handle_blocked_waiting_request, reset_prefix_cache and
-_make_cached_request_data (vllm/v1/core/sched/scheduler.py).
+Thread: the engine's. Source: Scheduler.reset_prefix_cache, _make_cached_request_data (vllm/v1/core/sched/scheduler.py).
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zmqpp.vllm.adapter_slots import limit_adapters
 from zmqpp.vllm.batches import balance_batches
 from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.large_steps import StepBudget
@@ -31,7 +31,7 @@ def adapt_scheduler(scheduler: Any, config: Any, batches: int) -> Callable[[int,
         _resume_without_blocks(scheduler)
     _keep_what_is_drawn(scheduler)
     if config.lora_config is not None:
-        _limit_adapters(scheduler, config.lora_config.max_loras)
+        limit_adapters(scheduler, config.lora_config.max_loras)
     if runner_of(config) == "V1":
         scheduler.prev_step_scheduled_req_ids = EveryRequest()
     return StepBudget(scheduler).check
@@ -80,52 +80,6 @@ def _keep_what_is_drawn(scheduler: Any) -> None:
 def _is_given_up(request: Any) -> bool:
     """It runs again after a loss, and steps of before it did not come to the scheduler yet."""
     return bool(getattr(request, "num_stale_output_tokens", 0))
-
-
-def _limit_adapters(scheduler: Any, most: int) -> None:
-    """No more adapters than `most` among all that run, not only among those of one step.
-
-    vLLM lets a request in by the adapters of the step that it makes. With several batches in flight others run that are
-    not in it; once they are ready together, they are too many, and an assertion ends the engine.
-    """
-    ready = getattr(scheduler, _READY, None)  # not in every version
-    if ready is None or _READY in vars(scheduler):
-        return
-    schedule, adapters = scheduler.schedule, RunningAdapters(scheduler)
-
-    def schedule_anew(*args: Any, **kwargs: Any) -> Any:
-        adapters.forget()
-        return schedule(*args, **kwargs)
-
-    def is_ready(request: Any) -> bool:
-        return bool(ready(request)) and len(adapters.with_one_of(request)) <= most
-
-    scheduler.schedule = schedule_anew
-    setattr(scheduler, _READY, is_ready)
-
-
-_READY = "_handle_blocked_waiting_request"
-
-
-class RunningAdapters:
-    """Numbers of the adapters of what runs. A request is looked at once a step: who is let in joins at the end."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self.forget()
-
-    def forget(self) -> None:
-        """A new step begins."""
-        self._seen, self._found = 0, set[int]()
-
-    def with_one_of(self, request: Any) -> set[int]:
-        """They, and that of `request`; of none where it has none, for it may always run."""
-        if not request.lora_request:
-            return set()
-        running = self._scheduler.running
-        self._found.update(one.lora_request.lora_int_id for one in running[self._seen :] if one.lora_request)
-        self._seen = len(running)
-        return self._found | {request.lora_request.lora_int_id}
 
 
 class EveryRequest(set[str]):
