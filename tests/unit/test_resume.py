@@ -18,10 +18,12 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 from vllm.v1.request import Request, RequestStatus
 
+from zmqpp import control
 from zmqpp.config import TransportConfig
-from zmqpp.errors import UnsupportedError
+from zmqpp.errors import RemoteError, UnsupportedError
 from zmqpp.vllm.bereft import Bereft
 from zmqpp.vllm.recovery import Recovery, _portions
+from zmqpp.vllm.ring_future import StageLost
 
 pytestmark = pytest.mark.vllm
 
@@ -54,6 +56,29 @@ def test_what_was_on_the_ring_and_what_was_computed_of_images_is_not_expected_an
     recovery._resume()
     assert done == ["bereft", "requests", "images", 2, EMPTY_MODEL_RUNNER_OUTPUT]
     assert before.drop_stale_output and not idle.drop_stale_output
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_stage_that_told_why_it_left_is_remembered_by_that(
+    monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    refused: list[str] = []
+    ring = SimpleNamespace(
+        lost=control.Lost(1, "stage 1 failed: out of memory", failed), refuse=refused.append, failure=None
+    )
+    recovery = Recovery.__new__(Recovery)
+    recovery._executor, recovery._failures = SimpleNamespace(ring=ring), []  # type: ignore[assignment]
+
+    def bring_back(left_s: float) -> None:
+        raise StageLost("stage 1 is lost: closed the link")
+
+    monkeypatch.setattr(recovery, "_bring_back", bring_back)
+    monkeypatch.setenv("ZMQPP_RECOVERY_TIMEOUT_S", "1")
+    with pytest.raises(RemoteError):
+        recovery.run()
+    why = "stage 1 failed: out of memory" if failed else "stage 1 is lost: closed the link"
+    (said,) = refused
+    assert said.startswith(f"{why}; it was not back after ")
 
 
 def test_requests_that_are_large_together_go_back_in_several_messages() -> None:

@@ -74,17 +74,19 @@ class Recovery:
 
     def _run(self) -> None:
         ring = self._executor.ring
-        reason = ring.lost.reason if ring.lost is not None else "a stage was lost"
+        lost = ring.lost
+        reason = lost.reason if lost is not None else "a stage was lost"
         started = time.monotonic()
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             left_s = recovery_s() - (time.monotonic() - started)
-            if left_s <= 0 or (attempt == 1 and self._fails_too_often(ring.lost)):
+            if left_s <= 0 or (attempt == 1 and self._fails_too_often(lost)):
                 break
             try:
                 self._bring_back(left_s)
                 self._resume()
             except StageLost as again:
-                reason = str(again)
+                if lost is None or not lost.failed:  # Else it left why, and the rest is that it is gone.
+                    reason = str(again)
                 logger.info("during recovery: %s", again)
                 time.sleep(min(_LONGEST_PAUSE_S, _PAUSE_S * 2 ** min(attempt, 10)))
             except ConnectError as error:
