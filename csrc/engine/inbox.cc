@@ -10,7 +10,8 @@ namespace zmqpp::engine {
 
 bool Inbox::has_room() {
   const std::lock_guard lock(mutex_);
-  full_ = held_bytes_ >= limit_bytes_ || controls_.size() >= kMaxControls;
+  // Who sleeps until his dict comes takes nothing else: what is in front of it must not keep it out.
+  full_ = (held_bytes_ >= limit_bytes_ && sleepers_ == 0) || controls_.size() >= kMaxControls;
   return !full_;
 }
 
@@ -141,7 +142,10 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
     if (error_) throw *error_;
     if (newest_ > epoch_) throw superseded();
     if (deadline.expired()) return std::nullopt;
+    ++sleepers_;
+    if (std::exchange(full_, false)) room_.signal();
     sleep(lock, {.dict = true, .control = source_ != nullptr}, seen, deadline);
+    --sleepers_;
   }
   ticket->taken = true;
   return give(std::exchange(ticket->dict, std::nullopt));

@@ -68,6 +68,29 @@ TEST(dicts_go_to_tickets_in_order_whoever_comes_first) {
   CHECK_EQUAL(r.take(r.inbox.post()), -1);
 }
 
+TEST(what_is_in_front_of_a_dict_does_not_keep_it_from_who_waits_for_it) {
+  Receiving r;
+  r.put_control(1, 0, 2 * kLimit);
+  CHECK(!r.inbox.has_room());
+  const auto ticket = r.inbox.post();
+  CHECK(!r.inbox.has_room());  // asked for only
+  std::int64_t got = -1;
+  std::thread waiting([&] {
+    if (const auto dict = r.inbox.wait(ticket, Deadline::after(20))) got = static_cast<std::int64_t>(dict->tag);
+  });
+  pollfd item{r.room.fd(), POLLIN, 0};
+  CHECK_EQUAL(::poll(&item, 1, 20'000), 1);
+  r.put_control(2, 0, kLimit);  // whoever reads has room, also for more than one
+  CHECK(r.inbox.has_room());
+  r.put(7);
+  waiting.join();
+  CHECK_EQUAL(got, 7);
+  CHECK(!r.inbox.has_room());
+  CHECK_EQUAL(r.take_control(), 1);
+  CHECK_EQUAL(r.take_control(), 2);
+  CHECK(r.inbox.has_room());
+}
+
 TEST(cancelled_ticket_hands_its_dict_to_the_next_in_order) {
   Receiving r;
   const auto first = r.inbox.post(), second = r.inbox.post();

@@ -93,6 +93,17 @@ def test_dict_cut_off_by_its_deadline_is_cancelled_and_the_link_goes_on(lane: La
         assert sender.next_error() is None and receiver.previous_error() is None
 
 
+def test_control_messages_in_front_of_a_dict_do_not_keep_it_from_who_waits_for_it(lane: Lane) -> None:
+    """A stage computes one step while those after it come: it takes none of them before it has its dict."""
+    full = lane.config(receive_limit_bytes=1)
+    with pair(bind=lane.address(), sender=full, receiver=full) as (sender, receiver):
+        for tag in range(5):
+            sender.send_control(bytes(1000), route=Route.LINK, tag=tag)
+        sender.send_dict({"awaited": 1})
+        assert receiver.recv_dict(timeout_s=5) == {"awaited": 1}
+        assert [receiver.recv_control(5).tag for _ in range(5)] == list(range(5))
+
+
 def test_exactly_the_dicts_that_were_not_cut_off_arrive(lane: Lane) -> None:
     narrow = lane.config(chunk_bytes=64 << 10, pool_chunks=4, receive_limit_bytes=MIB, shm_bytes=MIB)
     with pair(bind=lane.address(), sender=narrow, receiver=narrow) as (sender, receiver):
