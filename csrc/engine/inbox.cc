@@ -10,8 +10,7 @@ namespace zmqpp::engine {
 
 bool Inbox::has_room() {
   const std::lock_guard lock(mutex_);
-  // Who sleeps until his dict comes takes nothing else: what is in front of it must not keep it out.
-  full_ = (held_bytes_ >= limit_bytes_ && sleepers_ == 0) || controls_.size() >= kMaxControls;
+  full_ = (held_bytes_ >= limit_bytes_ && !is_awaited()) || controls_.size() >= kMaxControls;
   return !full_;
 }
 
@@ -109,6 +108,7 @@ RecvTicketPtr Inbox::post() {
   const std::lock_guard lock(mutex_);
   if (dicts_.empty()) {
     waiting_.push_back(ticket);
+    if (notice_->armed()) make_room();
   } else {
     ticket->dict = std::move(dicts_.front());
     dicts_.pop_front();
@@ -142,10 +142,10 @@ std::optional<Dict> Inbox::wait(const RecvTicketPtr& ticket, const Deadline& dea
     if (error_) throw *error_;
     if (newest_ > epoch_) throw superseded();
     if (deadline.expired()) return std::nullopt;
-    ++sleepers_;
-    if (std::exchange(full_, false)) room_.signal();
+    ticket->awaited = true;
+    make_room();
     sleep(lock, {.dict = true, .control = source_ != nullptr}, seen, deadline);
-    --sleepers_;
+    ticket->awaited = false;
   }
   ticket->taken = true;
   return give(std::exchange(ticket->dict, std::nullopt));
@@ -217,6 +217,7 @@ void Inbox::arm(bool on) {
   notice_->arm(on);
   const std::lock_guard lock(mutex_);
   if (ring_) ring_->want_nudge(on);
+  if (on) make_room();
 }
 
 // ---- with the mutex held ----------------------------------------------------------------------------------------
@@ -311,7 +312,17 @@ void Inbox::tell() {
 
 void Inbox::gave(std::size_t bytes) {
   held_bytes_ -= bytes;
+  make_room();
+}
+
+void Inbox::make_room() {
   if (std::exchange(full_, false)) room_.signal();
+}
+
+// Who waits for a dict takes nothing else: what came in front of it must not keep it out. Only until it is here.
+bool Inbox::is_awaited() const {
+  const auto awaited = [](const RecvTicketPtr& ticket) { return ticket->awaited; };
+  return !waiting_.empty() && (notice_->armed() || std::any_of(waiting_.begin(), waiting_.end(), awaited));
 }
 
 }  // namespace zmqpp::engine

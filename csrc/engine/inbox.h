@@ -43,6 +43,7 @@ struct Control {
 struct RecvTicket {
   std::optional<Dict> dict;
   bool taken = false;
+  bool awaited = false;  // its owner sleeps until the dict is here
 };
 
 using RecvTicketPtr = std::shared_ptr<RecvTicket>;
@@ -68,8 +69,8 @@ class Inbox {
 
   // Receiver thread, or whoever reads in its place.
   void attach(Source* source) { source_ = source; }  // before anybody waits
-  bool has_room();  // one message always fits, however large, and any while somebody waits for a dict; else dicts and
-                    // control messages share the limit
+  bool has_room();  // one message always fits, however large, and any until a dict that is waited for is here; else
+                    // dicts and control messages share the limit
   bool has_control_room();  // in the shared segment no dict is in front of a control message
   void attach(std::shared_ptr<RingReader> ring, const std::string& who);  // `who` writes to it, for error texts
   void detach();     // the ring is read no more; tensors keep its memory
@@ -101,6 +102,8 @@ class Inbox {
                      const Deadline& deadline);
   void tell();
   void gave(std::size_t bytes);
+  void make_room();  // or what counts as room has changed: the receiver thread looks again
+  bool is_awaited() const;
   void drop_stale(const RecvTicketPtr& ticket);
   Error superseded() const;
 
@@ -122,7 +125,6 @@ class Inbox {
   std::deque<RecvTicketPtr> waiting_;  // asked before it arrived; one of the two is always empty
   std::size_t held_bytes_ = 0;         // of dicts not taken yet, and of control messages
   std::size_t control_bytes_ = 0;      // of these
-  std::size_t sleepers_ = 0;           // callers that wait for a dict
   std::uint32_t epoch_;
   std::uint32_t newest_ = 0;  // of the control messages that came
   std::optional<Error> error_;

@@ -83,12 +83,26 @@ TEST(what_is_in_front_of_a_dict_does_not_keep_it_from_who_waits_for_it) {
   r.put_control(2, 0, kLimit);  // whoever reads has room, also for more than one
   CHECK(r.inbox.has_room());
   r.put(7);
+  CHECK(!r.inbox.has_room());  // as soon as it is here, before its owner has woken
   waiting.join();
   CHECK_EQUAL(got, 7);
-  CHECK(!r.inbox.has_room());
   CHECK_EQUAL(r.take_control(), 1);
   CHECK_EQUAL(r.take_control(), 2);
   CHECK(r.inbox.has_room());
+}
+
+TEST(nor_from_who_waits_in_a_poll_set) {
+  Receiving r;
+  r.inbox.arm(true);
+  r.put_control(1, 0, 2 * kLimit);
+  CHECK(!r.inbox.has_room());
+  const auto ticket = r.inbox.post();
+  pollfd item{r.room.fd(), POLLIN, 0};
+  CHECK_EQUAL(::poll(&item, 1, 0), 1);
+  CHECK(r.inbox.has_room());
+  r.put(7);
+  CHECK(!r.inbox.has_room());
+  CHECK_EQUAL(r.take(ticket), 7);
 }
 
 TEST(cancelled_ticket_hands_its_dict_to_the_next_in_order) {
