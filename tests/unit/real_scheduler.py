@@ -66,8 +66,8 @@ def add_requests(scheduler: Any, names: range, adapters: int = 0, tokens: int = 
         )
 
 
-def answer_step(scheduler: Any, step: Any) -> None:
-    """The step came back: one token for each of its requests."""
+def answer_step(scheduler: Any, step: Any, **more: Any) -> None:
+    """The step came back: one token for each of its requests, and `more` on its output."""
     names = list(step.num_scheduled_tokens)
     output = ModelRunnerOutput(
         req_ids=names,
@@ -77,4 +77,6 @@ def answer_step(scheduler: Any, step: Any) -> None:
         prompt_logprobs_dict={},
         pooler_output=[],
     )
+    for name, value in more.items():
+        setattr(output, name, value)
     scheduler.update_from_output(step, output)

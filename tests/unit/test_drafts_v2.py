@@ -12,6 +12,8 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test` installs it")
 
+from vllm.v1.request import RequestStatus
+
 from zmqpp import control
 from zmqpp.errors import MalformedError, UnsupportedError
 from zmqpp.vllm import compat, compat_v2
@@ -66,8 +68,8 @@ def test_drafts_that_do_not_fit_their_step_are_refused(handler: RingHandler, dra
 # ---- the engine ------------------------------------------------------------------------------------------
 
 
-def request(*, grammar: bool, ahead: int = 0) -> Any:
-    return SimpleNamespace(use_structured_output=grammar, num_output_placeholders=ahead)
+def request(*, grammar: bool, ahead: int = 0, status: RequestStatus = RequestStatus.RUNNING) -> Any:
+    return SimpleNamespace(use_structured_output=grammar, num_output_placeholders=ahead, status=status)
 
 
 @pytest.mark.parametrize(("ahead", "given"), [(False, ["a", "b", "c"]), (True, ["b"])])
@@ -79,15 +81,14 @@ def test_the_scheduler_is_given_the_drafts_that_it_can_use(ahead: bool, given: l
             "a": request(grammar=False),
             "b": request(grammar=True),
             "c": request(grammar=True, ahead=4),
+            "d": request(grammar=True, status=RequestStatus.PREEMPTED),
         },
         update_from_output=lambda step, output: "outputs",
         update_draft_token_ids=taken.append,
     )
     follow_up_drafts(scheduler, ahead)
     follow_up_drafts(scheduler, ahead)
-    drafts = SimpleNamespace(
-        req_ids=["a", "b", "c", "gone"][: 3 + ahead], draft_token_ids=[[1]] * (3 + ahead)
-    )
+    drafts = SimpleNamespace(req_ids=["a", "b", "c", "d", "gone"], draft_token_ids=[[1]] * 5)
     assert scheduler.update_from_output(None, SimpleNamespace(zmqpp_drafts=drafts)) == "outputs"
     assert [(one.req_ids, one.draft_token_ids) for one in taken] == [(given, [[1]] * len(given))]
     scheduler.update_from_output(None, SimpleNamespace())

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.output import CachedRequestData
+from vllm.v1.outputs import DraftTokenIds
 
 from tests.unit.real_scheduler import PROMPT, add_requests, answer_step, make_scheduler
 from zmqpp.vllm import plain_step, scheduling
+from zmqpp.vllm.drafts import follow_up_drafts
 from zmqpp.vllm.large_steps import StepBudget
 from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.ring_future import StageLost
@@ -98,6 +100,22 @@ def test_tokens_on_the_ring_when_caches_are_reset_are_kept(batches: int) -> None
 def test_vllm_alone_draws_them_again() -> None:
     """Else nothing has to be kept."""
     assert _reset_under_way(make_scheduler(2)) == [1, 1, 1]
+
+
+def test_a_preempted_request_takes_no_drafts() -> None:
+    """Preempted meanwhile, it would have them computed before the token in front of them is there."""
+    scheduler = make_scheduler(2)
+    adapt_scheduler(scheduler, _config(), 1)
+    follow_up_drafts(scheduler, ahead=False)
+    add_requests(scheduler, range(1))
+    drafts = DraftTokenIds(["0"], [[7, 7, 7]])
+    answer_step(scheduler, scheduler.schedule(), zmqpp_drafts=drafts)
+    step = scheduler.schedule()
+    assert step.total_num_scheduled_tokens == 4, "a request that runs takes them"
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    answer_step(scheduler, step, zmqpp_drafts=drafts)
+    assert scheduler.schedule().total_num_scheduled_tokens == PROMPT + 2
+    assert scheduler.schedule().total_num_scheduled_tokens == 0
 
 
 def _run_with_adapters(adapt: bool) -> int:

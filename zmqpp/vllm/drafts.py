@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import RequestStatus
 
 from zmqpp import control
 from zmqpp._shown import shown
@@ -96,9 +97,11 @@ def follow_up_drafts(scheduler: Any, ahead: bool) -> None:
 
     def update(step: Any, output: Any) -> Any:
         outputs = plain(step, output)
-        drafts = drafts_after(output)
-        if ahead:
-            drafts = {name: row for name, row in drafts.items() if _awaits(scheduler.requests.get(name))}
+        drafts = {
+            name: row
+            for name, row in drafts_after(output).items()
+            if _takes(request := scheduler.requests.get(name)) and (not ahead or _awaits(request))
+        }
         if drafts:
             scheduler.update_draft_token_ids(DraftTokenIds(list(drafts), list(drafts.values())))
         return outputs
@@ -106,8 +109,16 @@ def follow_up_drafts(scheduler: Any, ahead: bool) -> None:
     scheduler.update_from_output, scheduler.takes_drafts = update, True
 
 
+def _takes(request: Any) -> bool:
+    """Not one that was preempted with that step on the ring.
+
+    It would keep them when it runs again, and have them computed before the token that comes in front of them.
+    """
+    return request is not None and request.status == RequestStatus.RUNNING
+
+
 def _awaits(request: Any) -> bool:
-    return request is not None and request.use_structured_output and not request.num_output_placeholders
+    return request.use_structured_output and not request.num_output_placeholders
 
 
 def check_drafts(drafts: Any, vocabulary: int, longest: int) -> DraftTokenIds | None:
