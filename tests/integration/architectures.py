@@ -43,11 +43,12 @@ class Architecture:
     flags: tuple[str, ...] = ()
 
     @property
-    def settings_of_vllm(self) -> dict[str, str]:
+    def settings_of_vllm(self) -> dict[str, str | int]:
         """`flags` as settings of `LLM`."""
         words = iter(self.flags)
         return {
-            word.removeprefix("--").replace("-", "_"): value for word, value in zip(words, words, strict=True)
+            word.removeprefix("--").replace("-", "_"): int(value) if value.isdigit() else value
+            for word, value in zip(words, words, strict=True)
         }
 
     def write(self, folder: Path, seed: int = 11) -> Path:
@@ -131,6 +132,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Cohere 2": Architecture("Cohere2Config", "Cohere2ForCausalLM", {"sliding_window": 64}),
     "OLMo 2": Architecture("Olmo2Config", "Olmo2ForCausalLM"),
     "GLM 4": Architecture("Glm4Config", "Glm4ForCausalLM", {"head_dim": 32}),
+    "MiniCPM 3": Architecture(
+        "MiniCPM3Config",
+        "MiniCPM3ForCausalLM",
+        {
+            **{"num_key_value_heads": 4, "q_lora_rank": 64, "kv_lora_rank": 32},
+            **{"qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32},
+        },
+    ),
     "transformers backend": Architecture(
         "LlamaConfig", "LlamaForCausalLM", flags=("--model-impl", "transformers")
     ),
@@ -158,6 +167,10 @@ SPLIT_WRONG: dict[str, tuple[Architecture, str]] = {
         ),
         "through its transformers backend every stage would scale what it is sent by the model's embedding_multiplier",
     ),
+    "norm": (
+        Architecture("NanoChatConfig", "NanoChatForCausalLM"),
+        "through its transformers backend every stage would run `hidden_states = self.norm",
+    ),
     "tied": (
         Architecture(
             "Ernie4_5_MoeConfig",
@@ -171,3 +184,14 @@ SPLIT_WRONG: dict[str, tuple[Architecture, str]] = {
     ),
 }
 """Models that vLLM cannot split, and does not know it; and why."""
+
+HYBRID = Architecture(
+    "Lfm2MoeConfig",
+    "Lfm2MoeForCausalLM",
+    {
+        "layer_types": ["conv", "full_attention"] * (LAYERS // 2),
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_dense_layers": 0},
+    },
+    flags=("--max-num-seqs", "1"),
+)
+"""Short convolutions and attention. One request at a time: of several, one process's tokens depend on their batch."""

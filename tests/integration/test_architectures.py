@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.architectures import ARCHITECTURES, LAYERS, SPLIT_WRONG
+from tests.integration.architectures import ARCHITECTURES, HYBRID, LAYERS, SPLIT_WRONG
 from tests.integration.models import split
 from tests.integration.serving import long_only
 from tests.integration.side_by_side import Found, assert_same, one_process, stages
@@ -44,6 +44,19 @@ def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_pat
     exported = stages(zygote, tmp_path, folders, flags=[architecture.flags], **settings)
     assert_same(exported, expected)
     assert [load["end_layer"] for load in exported.loads] == [end for _, end in CUT]
+
+
+@long_only
+def test_two_stages_of_a_hybrid_say_what_one_process_says(zygote: Zygote, tmp_path: Path) -> None:
+    """vLLM wants both kinds of layers on each."""
+    settings: dict[str, Any] = HYBRID.settings_of_vllm
+    model = HYBRID.write(tmp_path / "model")
+    expected = one_process(zygote, tmp_path, model, **settings)
+    halves = [(0, LAYERS // 2), (LAYERS // 2, LAYERS)]
+    ranges = [f"{start}-{end}" for start, end in halves]
+    assert_same(stages(zygote, tmp_path, [model, model], ranges=ranges, **settings), expected)
+    folders = split(model, tmp_path / "split", halves)
+    assert_same(stages(zygote, tmp_path, folders, **settings), expected)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -18,7 +18,10 @@ from zmqpp.watch.recorder import Recorder
 
 
 class _Received:
-    """Fills the dict that was handed out when the receive was posted."""
+    """Fills the dict that was handed out when the receive was posted.
+
+    A model may name what it has nothing for (MiniCPM its residual): vLLM's buffer for that stays as it is, zeros.
+    """
 
     def __init__(self, ticket: RecvTicket, target: dict[str, Any], group: PipelineGroup) -> None:
         self._ticket, self._target, self._group = ticket, target, group
@@ -29,6 +32,7 @@ class _Received:
     def wait(self) -> None:
         with self._group.recorder.waiting():
             received = self._ticket.wait()
+        received = {name: value for name, value in received.items() if value is not None}
         self._group.check(received)
         self._target.update(received)
 

@@ -11,7 +11,10 @@ PPMissingLayer (vllm/model_executor/models/utils.py).
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,7 +76,10 @@ def _more_than_tokens(inner: Any, decoder: Any) -> str:
     if getattr(decoder.config, _SCALE, None) not in (None, 1):
         return f"scale what it is sent by the model's {_SCALE}"
     front = [] if inner.supports_pp_plan else _in_front_of_layers(decoder)
-    return f"apply {' and '.join(front)} to what it is sent" if len(front) > 1 else ""
+    if len(front) > 1:
+        return f"apply {' and '.join(front)} to what it is sent"
+    done = _done_in_front_of_layers(type(decoder))
+    return f"run `{done[0]}` on what it is sent" if done else ""
 
 
 def _in_front_of_layers(decoder: torch.nn.Module) -> list[str]:
@@ -87,3 +93,31 @@ def _in_front_of_layers(decoder: torch.nn.Module) -> list[str]:
         if isinstance(child, PPMissingLayer) or next(child.parameters(), None) is not None:
             front.append(name)
     return []
+
+
+_CARRIED = ("hidden_states", "inputs_embeds")
+_NOTHING = re.compile(rf"drop|input_ids|{_SCALE}")
+"""Dropout does nothing where nobody trains, ids come to the first stage alone; the scale is judged by its value."""
+
+
+def _done_in_front_of_layers(decoder: type) -> list[str]:
+    """What its `forward` makes of embeddings that it is given, before it comes to its layers."""
+    try:
+        (forward,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(decoder.forward)))).body
+    except (AttributeError, OSError, TypeError, SyntaxError, ValueError):
+        return []  # code without a source is judged by its modules alone
+    done: list[str] = []
+    for statement in getattr(forward, "body", ()):
+        if isinstance(statement, ast.For):
+            return done
+        if isinstance(statement, ast.Assign | ast.AugAssign) and _changes(statement):
+            done.append(ast.unparse(statement))
+    return []
+
+
+def _changes(statement: ast.Assign | ast.AugAssign) -> bool:
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    if not any(isinstance(target, ast.Name) and target.id in _CARRIED for target in targets):
+        return False
+    is_same = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name)
+    return not is_same and not _NOTHING.search(ast.unparse(statement.value))
