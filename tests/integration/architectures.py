@@ -94,6 +94,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3": Architecture("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
     "Gemma 2": Architecture("Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
     "Gemma 3": Architecture("Gemma3TextConfig", "Gemma3ForCausalLM", {"head_dim": 32, "sliding_window": 64}),
+    "Gemma 4": Architecture(
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            **{"head_dim": 32, "sliding_window": 64, "num_kv_shared_layers": 0},
+            **{"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCABULARY},
+        },
+    ),
     "Mixtral": Architecture(
         "MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}
     ),

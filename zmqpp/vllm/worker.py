@@ -25,6 +25,7 @@ from zmqpp.vllm.broken_library import removes_broken_library
 from zmqpp.vllm.calls import WARM_UP
 from zmqpp.vllm.classifier import is_made_of_head, load_without, with_head
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.layer_inputs import take_layer_inputs
 from zmqpp.vllm.model_split import check_transformers_split, said_in_words
 from zmqpp.vllm.plain_step import PlainStep
 from zmqpp.vllm.put_away import PUT_AWAY_CALLS, PutAway
@@ -131,6 +132,7 @@ class StageWorker:
             from vllm.model_executor.models.utils import get_pp_missing_layer_names
 
             check_transformers_split(model, stage)
+            take_layer_inputs(model, stage)
             elsewhere = get_pp_missing_layer_names(model)
             derived = is_made_of_head(model, model_config)
             weights.begin(
