@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,16 @@ def test_two_stages_say_what_one_process_says(name: str, zygote: Zygote, tmp_pat
 
 
 @long_only
-def test_two_stages_of_a_hybrid_say_what_one_process_says(zygote: Zygote, tmp_path: Path) -> None:
-    """vLLM wants both kinds of layers on each."""
+def test_stages_of_a_hybrid_say_what_one_process_says(zygote: Zygote, tmp_path: Path) -> None:
+    """With layers of both kinds, and one with attention alone; of states alone none can be."""
     settings: dict[str, Any] = HYBRID.settings_of_vllm
     model = HYBRID.write(tmp_path / "model")
     expected = one_process(zygote, tmp_path, model, **settings)
-    halves = [(0, LAYERS // 2), (LAYERS // 2, LAYERS)]
-    ranges = [f"{start}-{end}" for start, end in halves]
-    assert_same(stages(zygote, tmp_path, [model, model], ranges=ranges, **settings), expected)
-    folders = split(model, tmp_path / "split", halves)
-    assert_same(stages(zygote, tmp_path, folders, **settings), expected)
+    for cuts in ((0, 2, 4), (0, 3, 4)):
+        folders = split(model, tmp_path / f"split {cuts}", list(pairwise(cuts)))
+        assert_same(stages(zygote, tmp_path, folders, **settings), expected)
+    with pytest.raises(AssertionError, match="vLLM refuses this configuration.*KV cache layouts"):
+        stages(zygote, tmp_path, [model, model], ranges=["0-1", "1-4"], **settings)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["END_TRACE", "FORGET", "LOAD", "RESTORE", "START_TRACE", "STATS", "WARM_UP"]
+__all__ = ["END_TRACE", "FORGET", "KV_CACHE", "LOAD", "RESTORE", "START_TRACE", "STATS", "WARM_UP"]
 
 LOAD = "zmqpp.load"
 """Build the worker and load this stage's weights; given the place of each stage's first worker among all."""
+KV_CACHE = "initialize_from_config"
+"""vLLM's: here the worker makes its KV cache."""
 WARM_UP = "compile_or_warm_up_model"
 """vLLM's last call before it serves."""
 STATS = "zmqpp.stats"

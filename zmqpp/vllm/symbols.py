@@ -29,6 +29,8 @@ SYMBOLS: dict[str, str] = {
     "vllm.v1.core.sched.output:SchedulerOutput": "a step",
     "vllm.v1.core.sched.output:NewRequestData.from_request": "a request that goes on after a loss",
     "vllm.v1.core.sched.scheduler:Scheduler._make_cached_request_data": "repeats no tokens that the stages know",
+    "vllm.v1.kv_cache_interface:MambaSpec": "layers with a state, which a stage may have none of",
+    "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs": "the same, several in a group",
     "vllm.v1.kv_cache_interface:EncoderOnlyAttentionSpec": "layers for which the scheduler has no blocks",
     "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": "preempts all that ran when a stage was lost",
     "vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session": "computes one anew whose cache was lost",

@@ -22,9 +22,10 @@ from zmqpp.errors import ConfigError, LaunchError
 from zmqpp.layers import LayerRange
 from zmqpp.vllm import codec, compat, plain_output
 from zmqpp.vllm.broken_library import removes_broken_library
-from zmqpp.vllm.calls import WARM_UP
+from zmqpp.vllm.calls import KV_CACHE, WARM_UP
 from zmqpp.vllm.classifier import is_made_of_head, load_without, with_head
 from zmqpp.vllm.group import PipelineGroup
+from zmqpp.vllm.hybrid import copy_states_only_where_they_are
 from zmqpp.vllm.layer_inputs import take_layer_inputs
 from zmqpp.vllm.model_split import check_transformers_split, said_in_words
 from zmqpp.vllm.plain_step import PlainStep
@@ -176,6 +177,9 @@ class StageWorker:
         if method != WARM_UP:
             took = target(*args, **kwargs)
             self.put_away.note(method, args, kwargs)
+            if method == KV_CACHE:
+                runner = self.wrapper.worker.model_runner
+                copy_states_only_where_they_are(runner.cache_config, runner.kv_cache_config)
             return took
         with self.group.warming_up():
             took = target(*args, **kwargs)
