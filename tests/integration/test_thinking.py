@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.cases import PROMPTS
-from tests.integration.serving import FLAGS, one_process, pipeline
+from tests.integration.serving import FLAGS, long_only, one_process, pipeline
 from tests.integration.zygote import Zygote
 
 PHRASE = " so it is done now."
@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@long_only
 def test_thinking_ends_as_in_one_process(imported: Zygote, tmp_path: Path) -> None:
     with one_process(tmp_path / "vllm.log", flags=THINKS, zygote=imported) as vllm:
         expected = vllm.answers(CASES)
