@@ -42,8 +42,7 @@ def test_reading_finds_what_importing_does(symbol: str) -> None:
 
 
 def test_one_place_is_there_where_adapters_are_kept_out() -> None:
-    there = [all(is_in_source(installed_root(), f"{SCHEDULER}.{name}") for name in names) for names in PLACES]
-    assert there.count(True) == 1
+    assert places(installed_root()).count(True) == 1
 
 
 @pytest.mark.skipif(not FETCHED, reason="no sources: python3 packaging/vllm_source.py 0.33.0")
@@ -51,8 +50,13 @@ def test_one_place_is_there_where_adapters_are_kept_out() -> None:
 def test_a_release_to_come_has_the_names_we_use(root: Path) -> None:
     missing = [symbol for symbol in compat.SYMBOLS if not is_in_source(root, symbol)]
     assert missing == []
-    assert any(all(is_in_source(root, f"{SCHEDULER}.{name}") for name in names) for names in PLACES)
+    assert any(places(root))
     assert [module for module in compat.WIRE_MODULES if not is_module(root, module)] == []
+
+
+def places(root: Path) -> list[bool]:
+    """Which of PLACES there are."""
+    return [all(is_in_source(root, f"{SCHEDULER}.{name}") for name in names) for names in PLACES]
 
 
 def is_module(root: Path, name: str) -> bool:

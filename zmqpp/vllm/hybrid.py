@@ -18,7 +18,7 @@ __all__ = ["copy_states_only_where_they_are"]
 
 def copy_states_only_where_they_are(cache_config: Any, kv_cache_config: Any) -> None:
     """Where prefixes of a hybrid are cached vLLM copies states before each step, and fails where there are none."""
-    if getattr(cache_config, "mamba_cache_mode", None) != "align" or kv_cache_config is None:
+    if getattr(cache_config, "mamba_cache_mode", None) != "align":
         return
     if not any(
         group.layer_names and _has_state(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups
